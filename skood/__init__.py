@@ -1,0 +1,22 @@
+"""Deep out-of-distribution detection as scikit-learn estimators."""
+
+from skood.detectors import (
+    ASHDetector,
+    GMMDetector,
+    GradNormDetector,
+    NACDetector,
+    NNGuideDetector,
+)
+from skood.features import FeatureExtractor
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ASHDetector",
+    "FeatureExtractor",
+    "GMMDetector",
+    "GradNormDetector",
+    "NACDetector",
+    "NNGuideDetector",
+    "__version__",
+]

@@ -1,0 +1,33 @@
+"""The private names of scikit-learn that skood relies on, in one place."""
+
+import numpy as np
+import torch
+from sklearn import get_config
+from sklearn.base import _fit_context
+from sklearn.utils._array_api import get_namespace_and_device, move_to
+from sklearn.utils._param_validation import Interval, StrOptions
+
+__all__ = [
+    "Interval",
+    "StrOptions",
+    "_fit_context",
+    "array_api_dispatch",
+    "get_namespace_and_device",
+    "move_to",
+    "move_to_numpy",
+]
+
+
+def array_api_dispatch():
+    """Tell whether results follow the array library of X."""
+    return bool(get_config()["array_api_dispatch"])
+
+
+def move_to_numpy(array):
+    """Return an array of any library and device as a numpy array."""
+    if isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        return (array.float() if array.dtype == torch.bfloat16 else array).numpy()
+    if array_api_dispatch() and hasattr(array, "__array_namespace__"):
+        return move_to(array, xp=get_namespace_and_device(np.empty(0))[0], device="cpu")
+    return np.asarray(array)

@@ -1,0 +1,50 @@
+"""Norms of per-sample gradients with respect to a network's parameters."""
+
+import torch
+from torch import nn
+
+from skood.network import private_copy
+
+# Per-sample gradients of a micro-batch are alive at once.
+MICRO_BATCH_BYTES = 128 * 2**20
+MICRO_BATCH_ROWS = 32
+
+
+class PerSampleGradientNorm(nn.Module):
+    """Inputs → L1 norm of each sample's gradient with respect to chosen parameters.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Maps inputs to logits; it is copied.
+    names : set of str
+        The parameters.
+    logits_grad : callable
+        Maps logits and temperature to the gradient of the loss with respect to the logits.
+    temperature : float
+        What the logits are divided by.
+    """
+
+    def __init__(self, network, names, logits_grad, temperature):
+        super().__init__()
+        self.network = private_copy(network)
+        self.logits_grad, self.temperature = logits_grad, temperature
+        self._chosen = {n: p for n, p in self.network.named_parameters() if n in names}
+        row_bytes = sum(p.numel() * p.element_size() for p in self._chosen.values())
+        self._micro_batch = max(1, min(MICRO_BATCH_ROWS, MICRO_BATCH_BYTES // row_bytes))
+
+    def _sample_norm(self, x):
+        """Return the norm for one sample."""
+
+        def logits_of(chosen):
+            return torch.func.functional_call(self.network, chosen, (x.unsqueeze(0),))
+
+        logits, pull_back = torch.func.vjp(logits_of, self._chosen)
+        # The loss's gradient at the logits is in closed form, which stays exact where the loss
+        # itself rounds to 0 or infinity.
+        (grads,) = pull_back(self.logits_grad(logits, self.temperature))
+        return sum(grad.abs().sum(dtype=torch.float64) for grad in grads.values())
+
+    def forward(self, x):
+        """Score inputs of shape (n_samples, ...)."""
+        return torch.func.vmap(self._sample_norm, chunk_size=self._micro_batch)(x)

@@ -1,0 +1,146 @@
+"""From the `model` parameter to a torch module: nothing, a network, skorch, scikit-learn."""
+
+import sys
+
+import numpy as np
+from sklearn import config_context
+from sklearn.base import clone, is_classifier
+from sklearn.cluster import KMeans
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
+
+from skood.functional import pool
+from skood.network import linear_head
+
+
+def _is_skorch(model):
+    """Tell a skorch net without importing skorch: who has one has imported it."""
+    skorch = sys.modules.get("skorch")
+    return skorch is not None and isinstance(model, skorch.NeuralNet)
+
+
+def is_trained(model):
+    """Tell a model that is used as it is from one that ``fit`` clones and fits."""
+    return isinstance(model, (nn.Module, FrozenEstimator))
+
+
+def fitted_module(model, device, dtype):
+    """Return the torch module of a model that is trained already; None if it needs fitting.
+
+    Parameters
+    ----------
+    model : nn.Module, fitted skorch net, or fitted scikit-learn linear classifier
+        Not None.
+    device : torch.device or "auto"
+        Where a scikit-learn classifier's head is put.
+    dtype : torch.dtype
+        The head's dtype.
+    """
+    if isinstance(model, nn.Module):
+        return model
+    if _is_skorch(model):
+        if not getattr(model, "initialized_", False):
+            raise NotFittedError(
+                "The frozen skorch net is not fitted. Call its fit first, or pass the net without "
+                "FrozenEstimator so that it is fitted here."
+            )
+        return model.module_
+    check_is_fitted(model)
+    if not (hasattr(model, "coef_") and hasattr(model, "intercept_")):
+        raise TypeError(
+            f"model is a {type(model).__name__}, which has no coef_ and intercept_. Use a torch "
+            "module, a skorch net, a linear scikit-learn classifier such as LogisticRegression, "
+            "or None."
+        )
+    return linear_head(*_two_sided(model.coef_, model.intercept_), device, dtype)
+
+
+def _two_sided(coef, intercept):
+    """Turn one row of binary coefficients into two: [-z/2, z/2] has the right energy."""
+    coef, intercept = np.atleast_2d(coef), np.atleast_1d(intercept)
+    if len(intercept) != len(coef):
+        intercept = np.broadcast_to(intercept, len(coef))
+    if len(coef) == 1:
+        coef, intercept = np.vstack([-coef, coef]) / 2, np.hstack([-intercept, intercept]) / 2
+    return coef, intercept
+
+
+def fit_model(model, rows, index, classes, codes):
+    """Clone and fit a skorch net or scikit-learn classifier on the in-distribution rows.
+
+    Parameters
+    ----------
+    model : estimator
+        Not fitted, or to be fitted anew.
+    rows : Rows
+        All rows.
+    index : ndarray of shape (n_in_distribution,)
+        Which of them to learn from.
+    classes : ndarray of shape (n_classes,) or None
+        The labels.
+    codes : ndarray of shape (n_in_distribution,)
+        Each row's position in `classes`.
+    """
+    if not (_is_skorch(model) or (hasattr(model, "fit") and is_classifier(model))):
+        kind = "a class" if isinstance(model, type) else type(model).__name__
+        raise TypeError(
+            f"model is {kind}; it must be None, a torch nn.Module, a skorch net, a linear "
+            "scikit-learn classifier, or a FrozenEstimator of one of these."
+        )
+    if classes is None or len(classes) < 2:
+        raise ValueError(
+            f"model={type(model).__name__} is a classifier to be fitted, which takes labels of at "
+            f"least two classes in y; got {'no y' if classes is None else 'one class'}. Pass y, or "
+            "a model that is trained already (FrozenEstimator), or model=None."
+        )
+    X = rows.take(index).numpy()
+    with config_context(array_api_dispatch=False):
+        if _is_skorch(model):
+            return clone(model).fit(X.astype(np.float32, copy=False), codes)
+        return clone(model).fit(X.reshape(len(X), -1), classes[codes])
+
+
+def fit_head(rows, index, classes, codes, device, random_state):
+    """Fit the linear head of ``model=None``: logistic regression on the features as they are.
+
+    Without at least two classes the classes are k-means clusters.
+
+    Parameters
+    ----------
+    rows : Rows
+        All rows; X holds the features.
+    index, classes, codes : see `fit_model`
+    device : torch.device
+        Where the head is put.
+    random_state : int, RandomState or None
+        For k-means.
+    """
+    H = pool(rows.take(index).to(rows.dtype)).numpy()
+    with config_context(array_api_dispatch=False):
+        if classes is None or len(classes) < 2:
+            n_clusters = _count_distinct(H, 8)
+            # k-means does not depend on the scale, but squares of 1e30 overflow: scale by a power
+            # of two, which rounds nothing.
+            _, exponent = np.frexp(np.abs(H).max())
+            codes = KMeans(n_clusters, random_state=random_state).fit_predict(np.ldexp(H, -exponent))
+        if codes.max() == 0:
+            return linear_head(np.zeros((1, H.shape[1])), np.zeros(1), device, rows.dtype)
+        classifier = LogisticRegression(max_iter=1000).fit(H, codes)
+    return linear_head(*_two_sided(classifier.coef_, classifier.intercept_), device, rows.dtype)
+
+
+def _count_distinct(H, most):
+    """Count distinct rows, up to a number."""
+    count = 0
+    while count < most and len(H):
+        H = H[(H != H[0]).any(axis=1)]
+        count += 1
+    return count
+
+
+def frozen_classes(model):
+    """Return the classes that a frozen classifier knows; None where that cannot be told."""
+    return getattr(model.estimator, "classes_", None) if isinstance(model, FrozenEstimator) else None

@@ -1,0 +1,327 @@
+"""NAC-UE: neuron activation coverage."""
+
+import warnings
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+
+from skood._compat import Interval, StrOptions
+from skood.base import BaseDetector, LearningScorer
+from skood.functional import kl_to_uniform_grad
+from skood.network import GradientTaps
+
+PILOT_ROWS = 1000
+SATURATED = 1e-3
+
+
+def bin_edges(bins, n_bins):
+    """Return the edges of the bins of [0, 1].
+
+    Parameters
+    ----------
+    bins : {"log", "geometric"}
+        "log": n_bins - 1 bins [a, b), dense around 0.5. "geometric": 2 * (n_bins // 2) bins
+        (a, b], dense at 0 and 1.
+    n_bins : int
+        As the papers count them.
+
+    Returns
+    -------
+    edges : Tensor of shape (n_edges,), dtype float64
+        Ascending.
+    """
+    half = n_bins // 2
+    if bins == "log":
+        left = np.log(np.linspace(1, np.sqrt(1e3), half)) / np.log(1e3)
+        right = 1 - left[::-1]
+        # The authors' last edges: 1 itself must fall below one.
+        right[-1] += 0.01
+        return torch.from_numpy(np.concatenate([left[:-1], right, [1.2]]))
+    left = np.geomspace(1e-6, 0.5, half + 1)
+    # float32 puts this edge below 0.5, so that a silent neuron counts in the bin above.
+    left[-1] = 0.5 - 3e-8
+    return torch.from_numpy(np.concatenate([left, 1 - left[-2::-1]]))
+
+
+def head_products(features, head):
+    """Return h ⊙ ∂KL(u‖p)/∂h of what enters a linear head, in closed form.
+
+    Parameters
+    ----------
+    features : Tensor of shape (n_samples, D)
+        What enters the head.
+    head : nn.Linear
+        The head.
+
+    Returns
+    -------
+    products : Tensor of shape (n_samples, D)
+        One number a neuron.
+    """
+    return features * (kl_to_uniform_grad(head(features)) @ head.weight)
+
+
+def pool_separate(z, grad):
+    """Sum z and its gradient over positions, each on its own, then multiply."""
+    if z.ndim > 2:
+        positions = 1 if z.ndim == 3 else tuple(range(2, z.ndim))
+        z, grad = z.sum(positions), grad.sum(positions)
+    return z * grad
+
+
+def pool_product(z, grad):
+    """Multiply z and its gradient, then average maps over positions; tokens are flattened."""
+    product = z * grad
+    return product.mean(tuple(range(2, z.ndim))) if z.ndim > 3 else product.flatten(1)
+
+
+class NACScorer(LearningScorer):
+    """Features, or products of several layers → mean coverage of the neurons' states.
+
+    The neurons of all layers lie side by side; a neuron weighs 1 / (layers · its layer's width).
+    """
+
+    def __init__(self, head, n_layers, bins, n_bins, alpha, o_star):
+        super().__init__()
+        self.head, self.n_layers = head, n_layers
+        self.bins, self.n_bins, self.alpha, self.o_star = bins, n_bins, alpha, o_star
+        self.register_buffer("edges", bin_edges(bins, n_bins))
+        for name in ("alphas", "o_stars", "weights", "counts"):
+            self.register_buffer(name, None)
+
+    def start(self, training):
+        """Set each neuron's alpha and o_star, from a pilot sample where they are "auto"."""
+        pilot = self._products(training.sample(PILOT_ROWS))
+        widths = torch.tensor([p.shape[1] for p in pilot])
+        alphas = [
+            a if a != "auto" else auto_alpha(p)
+            for a, p in zip(per_layer(self.alpha, self.n_layers), pilot, strict=True)
+        ]
+        auto_o_star = min(50.0, max(1.0, training.n_samples / self.n_bins))
+        o_stars = [
+            auto_o_star if o == "auto" else o for o in per_layer(self.o_star, self.n_layers)
+        ]
+
+        def spread(values):
+            values = torch.as_tensor(values, dtype=torch.float64)
+            return values.repeat_interleave(widths).to(training.device)
+
+        self.alphas, self.o_stars = spread(alphas), spread(o_stars)
+        self.weights = spread(1 / (self.n_layers * widths.double()))
+        self.edges = self.edges.to(training.device)
+        self.counts = torch.zeros(
+            len(self.alphas), len(self.edges) - 1, dtype=torch.int64, device=training.device
+        )
+        states = self._states(pilot)
+        saturated = ((states < SATURATED) | (states > 1 - SATURATED)).double().mean()
+        if saturated > 0.5:
+            warnings.warn(
+                f"{saturated:.0%} of the neuron states are saturated at 0 or 1: alpha="
+                f"{self.alpha!r} is too large for these features. Use alpha='auto'.",
+                UserWarning,
+                stacklevel=6,
+            )
+
+    def _products(self, inputs):
+        """Return z ⊙ gradient of each layer."""
+        return inputs if self.head is None else (head_products(*inputs, self.head),)
+
+    def _states(self, products):
+        """Return the state of each neuron in [0, 1], (n_samples, n_neurons)."""
+        return torch.sigmoid(self.alphas * torch.cat([p.double() for p in products], dim=1))
+
+    def _cells(self, inputs):
+        """Return each state's place in the flattened table of neurons and bins."""
+        states = self._states(self._products(inputs))
+        n_bins = self.counts.shape[1]
+        if self.bins == "log":
+            index = torch.bucketize(states, self.edges, right=True) - 1
+        else:
+            index = torch.bucketize(states.clamp(1e-6, 1 - 1e-6), self.edges) - 1
+        neurons = torch.arange(len(self.counts), device=index.device)
+        return index.clamp_(0, n_bins - 1).add_(neurons * n_bins)
+
+    def update(self, inputs, codes, positions):
+        """Count the states of a batch."""
+        cells = self._cells(inputs).flatten()
+        self.counts += torch.bincount(cells, minlength=self.counts.numel()).view_as(self.counts)
+
+    def _coverage(self, counts, cells):
+        """Return the weighted mean coverage of the bins that the states fall into."""
+        table = (counts / self.o_stars.unsqueeze(1)).clamp(0, 1)
+        return (table.view(-1)[cells] @ self.weights).clamp(0, 1)
+
+    def forward(self, *inputs):
+        """Score rows."""
+        return self._coverage(self.counts, self._cells(inputs))
+
+    def leave_one_out(self, inputs, codes, positions):
+        """Score training rows, each one's own count taken out of its bins."""
+        return self._coverage(self.counts - 1, self._cells(inputs))
+
+
+def per_layer(value, n_layers):
+    """Return a value, or a list of one a layer, as a list."""
+    return list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value] * n_layers
+
+
+def auto_alpha(products):
+    """Return 0.5 / standard deviation: most states then lie between 0.2 and 0.8."""
+    deviation = float(products.double().std())
+    return 0.5 / deviation if deviation > 0 and np.isfinite(0.5 / deviation) else 1.0
+
+
+class NACDetector(BaseDetector):
+    r"""Neuron activation coverage (NAC-UE): how often training rows put neurons in these states.
+
+    For a layer with output :math:`z` the state of a neuron is
+    :math:`\hat z = \mathrm{sigmoid}(\alpha\, z \odot \partial \mathrm{KL}(u\|p)/\partial z)`.
+    ``fit`` counts, for each neuron, the training rows whose state falls into each bin of [0, 1];
+    the coverage of a bin is :math:`\min(\mathrm{count} / O^*, 1)`. The score is the mean coverage
+    of a row's bins over neurons, averaged over layers.
+
+    Parameters
+    ----------
+    model : nn.Module, skorch net, scikit-learn classifier or None, default=None
+        Maps X to logits. A trained module or a `FrozenEstimator` is used as it is, another
+        estimator is cloned and fitted. None: X holds features, and a logistic regression on
+        (X, y) is the head.
+    layers : list of str or None, default=None
+        The submodules whose outputs are read, from one forward and one backward pass; an entry
+        None is what enters the last linear layer. None: that alone, in closed form.
+    n_bins : int, default=50
+        The resolution M; even and at least 4 for ``bins="log"``.
+    alpha : "auto", float, or list of these, default="auto"
+        The steepness, or one a layer. "auto" is 0.5 / the standard deviation of
+        :math:`z \odot \partial \mathrm{KL} / \partial z` over up to 1000 training rows: a fixed
+        value depends on the scale and width of the network (with 100, 28-77 % of the states
+        saturated).
+    o_star : "auto", float, or list of these, default="auto"
+        The count that covers a bin, or one a layer. "auto" is min(50, max(1, n / n_bins)).
+    bins : {"log", "geometric"}, default="log"
+        "log" is the authors' code, dense around 0.5; "geometric" is pytorch-ood's, dense at 0
+        and 1.
+    pooling : {"separate", "product"}, default="separate"
+        Maps and tokens become one number a neuron. "separate", the authors' code: sums of z and
+        of its gradient, then their product. "product", pytorch-ood: the mean of the product over
+        maps, tokens flattened.
+    false_alarm_rate : float, default=0.05
+        The share of in-distribution rows that ``predict`` may call out-of-distribution.
+    device : str or torch.device, default="auto"
+        Where to compute; "auto" is the network's device, or X's without a network.
+    batch_size : int, default=None
+        Rows a pass; None is 128 through a network, else as many as fill 32 MiB.
+    random_state : int, RandomState or None, default=None
+        Draws the pilot sample for "auto", and the k-means clusters that stand in for classes
+        where ``model=None`` gets no y.
+
+    Attributes
+    ----------
+    offset_ : float
+        The threshold on the scores.
+    scorer_ : nn.Module
+        Maps features (or the layers' products) to scores; its buffers ``counts`` (n_neurons,
+        n_bins), ``edges``, ``alphas`` and ``o_stars`` hold what was learned.
+    known_classes_ : array of shape (n_classes,)
+        The in-distribution labels, where y was given.
+    model_ : object
+        The fitted clone of `model`, where there was one to fit.
+    n_features_in_ : int
+        The size of X's second axis.
+
+    See Also
+    --------
+    GradNormDetector : The size of the same loss's gradient with respect to weights.
+
+    Notes
+    -----
+    Scores step from bin to bin. The authors count 1000 rows, balanced over the classes: with many
+    more rows than ``o_star * n_bins`` every bin is covered and most rows score exactly 1.
+    pytorch-ood sums over layers instead of averaging, the same ranking. The authors' settings for
+    CIFAR-10 (layer: o_star, n_bins, alpha) are avgpool: 50, 50, 100; layer3: 100, 500, 1000;
+    layer2: 5, 50, 0.001; layer1: 100, 500, 0.001.
+
+    References
+    ----------
+    Liu et al., "Neuron Activation Coverage: Rethinking Out-of-distribution Detection and
+    Generalization", ICLR 2024.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skood import NACDetector
+    >>> X, y = load_iris(return_X_y=True)
+    >>> detector = NACDetector(random_state=0).fit(X, y)
+    >>> detector.predict([[5.1, 3.5, 1.4, 0.2], [0.0, 0.0, 0.0, 0.0]])
+    array([ 1, -1])
+    """
+
+    _parameter_constraints = {
+        **{k: v for k, v in BaseDetector._parameter_constraints.items() if k != "layer"},
+        "layers": [list, tuple, None],
+        "n_bins": [Interval(Integral, 2, None, closed="left")],
+        "alpha": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither"), "array-like"],
+        "o_star": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither"), "array-like"],
+        "bins": [StrOptions({"log", "geometric"})],
+        "pooling": [StrOptions({"separate", "product"})],
+    }
+
+    def __init__(
+        self,
+        model=None,
+        layers=None,
+        *,
+        n_bins=50,
+        alpha="auto",
+        o_star="auto",
+        bins="log",
+        pooling="separate",
+        false_alarm_rate=0.05,
+        device="auto",
+        batch_size=None,
+        random_state=None,
+    ):
+        self.model = model
+        self.layers = layers
+        self.n_bins = n_bins
+        self.alpha = alpha
+        self.o_star = o_star
+        self.bins = bins
+        self.pooling = pooling
+        self.false_alarm_rate = false_alarm_rate
+        self.device = device
+        self.batch_size = batch_size
+        self.random_state = random_state
+
+    def _build(self, network):
+        layers = [None] if self.layers is None else list(self.layers)
+        if self.bins == "log" and (self.n_bins % 2 or self.n_bins < 4):
+            raise ValueError(
+                f"n_bins={self.n_bins} must be even and at least 4 with bins='log', whose edges "
+                "are symmetric around 0.5."
+            )
+        if len(set(layers)) < len(layers) or not layers:
+            raise ValueError(f"layers={layers} must name at least one layer, each once.")
+        for name in ("alpha", "o_star"):
+            check_per_layer(name, getattr(self, name), len(layers))
+        settings = (len(layers), self.bins, self.n_bins, self.alpha, self.o_star)
+        if layers == [None]:
+            return network.features(), NACScorer(network.head, *settings)
+        taps = network.require_logits().taps(
+            layers, {"separate": pool_separate, "product": pool_product}[self.pooling]
+        )
+        return taps, NACScorer(None, *settings)
+
+
+def check_per_layer(name, value, n_layers):
+    """Raise unless a parameter is positive or "auto", once or once a layer."""
+    values = per_layer(value, n_layers)
+    if len(values) != n_layers:
+        raise ValueError(
+            f"{name} has {len(values)} entries for {n_layers} layers: give one number, or one a "
+            "layer in the order of `layers`."
+        )
+    for entry in values:
+        if not (entry == "auto" or (isinstance(entry, Real) and 0 < entry < np.inf)):
+            raise ValueError(f"{name} must be 'auto' or positive numbers, got {entry!r}.")

@@ -1,0 +1,154 @@
+"""Features of a network as a scikit-learn transformer."""
+
+import joblib
+import numpy as np
+import torch
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.validation import check_memory
+
+from skood._arrays import Rows
+from skood._compat import StrOptions, _fit_context
+from skood._labels import encode_labels
+from skood._model import is_trained
+from skood.base import NetworkEstimator, read
+from skood.network import Pool
+
+__all__ = ["FeatureExtractor"]
+
+
+class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NetworkEstimator):
+    """Map inputs of a network to its features, in front of a detector in a Pipeline.
+
+    Parameters
+    ----------
+    model : nn.Module, skorch net, scikit-learn classifier or None, default=None
+        The network. A trained module or a `FrozenEstimator` is used as it is, another estimator
+        is cloned and fitted on the in-distribution rows. None: X holds features already.
+    layer : str, default=None
+        The submodule whose output is taken. None: what enters the last linear layer.
+    pool : {"avg", "max", "token"} or None, default="avg"
+        How maps (n, C, H, W) and tokens (n, T, D) become one vector a row: average or maximum
+        over positions, the first token, or not at all.
+    memory : str or joblib.Memory, default=None
+        Where to remember features, by the content of weights and rows, so that a search over a
+        Pipeline passes each block of rows through the network once. None: they are not kept.
+    device : str or torch.device, default="auto"
+        Where to compute; "auto" is the network's device, or X's without a network.
+    batch_size : int, default=None
+        Rows a pass; None is 128 through a network, else as many as fill 32 MiB.
+
+    Attributes
+    ----------
+    model_ : object
+        The fitted clone of `model`, where there was one to fit.
+    n_features_in_ : int
+        The size of X's second axis.
+
+    See Also
+    --------
+    GMMDetector : A detector on features.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from skood import FeatureExtractor, GMMDetector
+    >>> X, y = load_iris(return_X_y=True)
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    >>> FeatureExtractor(net).fit_transform(X).shape
+    (150, 8)
+    >>> make_pipeline(FeatureExtractor(net), GMMDetector()).fit(X, y).predict(X[:2]).shape
+    (2,)
+    """
+
+    _parameter_constraints = {
+        **NetworkEstimator._parameter_constraints,
+        "pool": [StrOptions({"avg", "max", "token"}), None],
+        "memory": [str, object],
+    }
+    _needs_logits = False
+
+    def __init__(
+        self, model=None, layer=None, *, pool="avg", memory=None, device="auto", batch_size=None
+    ):
+        self.model = model
+        self.layer = layer
+        self.pool = pool
+        self.memory = memory
+        self.device = device
+        self.batch_size = batch_size
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X, y=None):
+        """Check the network on the first rows; fit it where it is not trained yet.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, C, H, W)
+            Inputs of the network.
+        y : array-like of shape (n_samples,), default=None
+            Class labels, negative for out-of-distribution; used only by a network to be fitted.
+
+        Returns
+        -------
+        self : object
+            The fitted transformer.
+        """
+        rows = Rows(self, X, reset=True)
+        trains = not (self.model is None or is_trained(self.model))
+        index, classes, codes = encode_labels(y if trains else None, len(rows))
+        with torch.inference_mode(False), torch.no_grad():
+            network, model_ = self._take_network(rows, index, classes, codes)
+            body = self._make_body(network)
+            first = rows.take(index[:1]).to(network.device, network.dtype, copy=True)
+            self._n_features_out = body(first).shape[1]
+        self._keep(rows, network, body, model_)
+        return self
+
+    def _make_body(self, network):
+        if self.layer is None:
+            return Pool(self.pool) if network.takes_features else network.features()
+        return network.layer(self.layer, how=self.pool)
+
+    def transform(self, X):
+        """Return the features.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, C, H, W)
+            As in ``fit``.
+
+        Returns
+        -------
+        features : array of shape (n_samples, n_features_out)
+            In the dtype of the network, or X's without one.
+        """
+        rows = self._check_rows(X, "transform")
+        if self.memory is None or self._network.takes_features:
+            return rows.like(self._features(rows))
+        weights = [tensor.cpu().numpy() for tensor in self._network.module.state_dict().values()]
+        key = joblib.hash((weights, type(self._network.module).__name__, self.layer, self.pool))
+        remembered = check_memory(self.memory).cache(_remembered_features, ignore=["extractor", "rows"])
+        features = remembered(key, joblib.hash(rows.take(np.arange(len(rows))).numpy()), self, rows)
+        return rows.like(torch.from_numpy(features))
+
+    def _features(self, rows):
+        with torch.inference_mode(False), torch.no_grad():
+            batches = read(rows, self._body, self._network, self.batch_size)
+            # Copied: features of X that is its own feature must not share its memory.
+            return torch.cat([features for _, (features,) in batches])
+
+    def _rebuild(self, saved):
+        super()._rebuild(saved)
+        self._body = self._make_body(self._network)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+
+def _remembered_features(weights_key, rows_key, extractor, rows):
+    """Return features as numpy; a function of its own so that joblib can key it."""
+    return extractor._features(rows).cpu().numpy()

@@ -1,0 +1,161 @@
+"""Pure torch functions that several detectors share."""
+
+import torch
+
+__all__ = ["at_least_float32", "clip_to", "energy", "kl_to_uniform_grad", "max_logit", "msp", "pool"]
+
+
+def energy(logits):
+    """Negative free energy of each sample, ``logsumexp`` over the classes.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n_samples, n_classes, ...)
+        Unnormalised class scores.
+
+    Returns
+    -------
+    energy : Tensor of shape (n_samples, ...)
+        Higher means more in-distribution.
+
+    References
+    ----------
+    Liu et al., "Energy-based Out-of-distribution Detection", NeurIPS 2020.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.functional import energy
+    >>> energy(torch.tensor([[0.0, 0.0]]))
+    tensor([0.6931])
+    """
+    return torch.logsumexp(logits, dim=1)
+
+
+def msp(logits):
+    """Maximum softmax probability of each sample.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n_samples, n_classes, ...)
+        Unnormalised class scores.
+
+    Returns
+    -------
+    probability : Tensor of shape (n_samples, ...)
+        In (0, 1]; higher means more in-distribution.
+
+    References
+    ----------
+    Hendrycks and Gimpel, "A Baseline for Detecting Misclassified and Out-of-Distribution
+    Examples in Neural Networks", ICLR 2017.
+    """
+    return torch.softmax(logits, dim=1).amax(dim=1)
+
+
+def max_logit(logits):
+    """Largest logit of each sample.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n_samples, n_classes, ...)
+        Unnormalised class scores.
+
+    Returns
+    -------
+    logit : Tensor of shape (n_samples, ...)
+        Higher means more in-distribution.
+
+    References
+    ----------
+    Hendrycks et al., "Scaling Out-of-Distribution Detection for Real-World Settings", ICML 2022.
+    """
+    return logits.amax(dim=1)
+
+
+def kl_to_uniform_grad(logits, temperature=1.0):
+    """Gradient of KL(u || softmax(logits / temperature)) with respect to the logits.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n_samples, n_classes)
+        Unnormalised class scores.
+    temperature : float, default=1.0
+        What the logits are divided by.
+
+    Returns
+    -------
+    grad : Tensor of shape (n_samples, n_classes)
+        ``(softmax(logits / temperature) - 1 / n_classes) / temperature``.
+    """
+    # The largest logit goes first: logits / temperature alone may overflow.
+    shifted = (logits - logits.amax(dim=1, keepdim=True)) / temperature
+    return (torch.softmax(shifted, dim=1) - 1 / logits.shape[1]) / temperature
+
+
+def pool(activations, how="avg"):
+    """Reduce the output of a layer to one vector a sample.
+
+    Parameters
+    ----------
+    activations : Tensor of shape (n_samples, D), (n_samples, T, D) or (n_samples, C, H, W, ...)
+        Vectors, tokens or maps.
+    how : {"avg", "max", "token"} or None, default="avg"
+        Average or maximum over positions, the first token, or no reduction.
+
+    Returns
+    -------
+    features : Tensor of shape (n_samples, D) or (n_samples, C)
+        Vectors stay as they are; with ``how=None`` everything does.
+
+    Raises
+    ------
+    ValueError
+        If the first token is asked of maps.
+    """
+    if how is None or activations.ndim == 2:
+        return activations
+    if how == "token":
+        if activations.ndim != 3:
+            raise ValueError(
+                f"pool='token' needs tokens (n_samples, T, D), but the layer gives shape "
+                f"{tuple(activations.shape)}. Use pool='avg' or pool='max'."
+            )
+        return activations[:, 0]
+    positions = 1 if activations.ndim == 3 else tuple(range(2, activations.ndim))
+    return activations.mean(positions) if how == "avg" else activations.amax(positions)
+
+
+def at_least_float32(tensor):
+    """Cast half precision to float32: norms and sums need it.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        Of any floating dtype.
+
+    Returns
+    -------
+    tensor : Tensor
+        float32 or float64.
+    """
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def clip_to(scores, dtype):
+    """Cast scores to a dtype; what lies outside of its range becomes its largest value.
+
+    Parameters
+    ----------
+    scores : Tensor
+        Finite numbers.
+    dtype : torch.dtype
+        A floating dtype.
+
+    Returns
+    -------
+    scores : Tensor of that dtype
+        Finite numbers.
+    """
+    limit = torch.finfo(dtype).max
+    return scores.clamp(-limit, limit).to(dtype)

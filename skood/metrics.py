@@ -1,0 +1,429 @@
+"""Metrics of OOD detection with scikit-learn signatures, and scorers for model selection."""
+
+import difflib
+import warnings
+
+import numpy as np
+from sklearn.exceptions import UndefinedMetricWarning
+from sklearn.metrics import average_precision_score, det_curve, roc_auc_score, roc_curve
+from sklearn.utils import check_array, check_consistent_length
+
+from skood._compat import move_to_numpy
+from skood._labels import is_ood
+
+
+def _evaluate(metric, y_true, y_score):
+    """Return metric(in-distribution mask, float64 scores); nan where one kind of row is missing."""
+    inside = ~is_ood(y_true)
+    scores = move_to_numpy(y_score)
+    if scores.ndim != 1:
+        raise ValueError(f"y_score must have shape (n_samples,), got {scores.shape}.")
+    check_consistent_length(inside, scores)
+    scores = check_array(scores, ensure_2d=False, dtype=np.float64, input_name="y_score")
+    n_inside = np.count_nonzero(inside)
+    if n_inside in (0, len(inside)):
+        warnings.warn(
+            "Metrics of OOD detection compare in-distribution with OOD rows, but y_true holds "
+            f"{n_inside} of the former and {len(inside) - n_inside} of the latter. The result is "
+            "set to nan.",
+            UndefinedMetricWarning,
+            stacklevel=3,
+        )
+        return float("nan")
+    # scikit-learn finds ties by differences, which overflow harmlessly between ±1.8e308.
+    with np.errstate(over="ignore"):
+        return float(metric(inside, scores))
+
+
+def auroc_score(y_true, y_score):
+    """Area under the ROC curve of in-distribution against OOD rows.
+
+    The probability that a random in-distribution row has a higher score than a random OOD row,
+    ties counted half. 0.5 is guessing, 1 is perfect; which of the two kinds is called positive
+    does not matter.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_samples,)
+        Labels; negative numbers mean OOD, any other label in-distribution.
+    y_score : array-like of shape (n_samples,)
+        Scores, higher means more in-distribution, as `score_samples` and `decision_function`
+        return them. A torch tensor may be on any device and require gradients.
+
+    Returns
+    -------
+    score : float
+        Between 0 and 1, higher is better. nan, with an
+        :class:`~sklearn.exceptions.UndefinedMetricWarning`, if only one kind of row is present.
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ, there are no rows, or a score is NaN or infinite.
+
+    See Also
+    --------
+    sklearn.metrics.roc_auc_score : The function that computes the area.
+
+    References
+    ----------
+    .. [1] D. Hendrycks and K. Gimpel, "A Baseline for Detecting Misclassified and
+       Out-of-Distribution Examples in Neural Networks", ICLR 2017.
+       https://arxiv.org/abs/1610.02136
+
+    Examples
+    --------
+    >>> from skood.metrics import auroc_score
+    >>> auroc_score(["cat", "dog", -1, -1], [0.9, 0.4, 0.5, 0.1])
+    0.75
+    """
+    return _evaluate(roc_auc_score, y_true, y_score)
+
+
+def aupr_in_score(y_true, y_score):
+    """Area under the precision-recall curve, in-distribution rows being the positive class.
+
+    Computed as the average precision: the mean over the in-distribution rows of the precision
+    at the threshold that just accepts that row. Guessing reaches the share of in-distribution
+    rows, so that values of different mixtures do not compare.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_samples,)
+        Labels; negative numbers mean OOD, any other label in-distribution.
+    y_score : array-like of shape (n_samples,)
+        Scores, higher means more in-distribution, as `score_samples` and `decision_function`
+        return them. A torch tensor may be on any device and require gradients.
+
+    Returns
+    -------
+    score : float
+        Between 0 and 1, higher is better. nan, with an
+        :class:`~sklearn.exceptions.UndefinedMetricWarning`, if only one kind of row is present.
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ, there are no rows, or a score is NaN or infinite.
+
+    See Also
+    --------
+    aupr_out_score : The same with OOD rows as the positive class.
+    sklearn.metrics.average_precision_score : The function that computes the area.
+
+    Notes
+    -----
+    OpenOOD and pytorch-ood join the points of the curve by straight lines (the trapezoidal
+    rule), which is too optimistic between distant points [2]_: their values differ a little.
+
+    References
+    ----------
+    .. [1] D. Hendrycks and K. Gimpel, "A Baseline for Detecting Misclassified and
+       Out-of-Distribution Examples in Neural Networks", ICLR 2017.
+       https://arxiv.org/abs/1610.02136
+    .. [2] J. Davis and M. Goadrich, "The relationship between Precision-Recall and ROC curves",
+       ICML 2006. https://doi.org/10.1145/1143844.1143874
+
+    Examples
+    --------
+    >>> from skood.metrics import aupr_in_score
+    >>> aupr_in_score([0, -1, -1, -1], [0.4, 0.5, 0.3, 0.1])
+    0.5
+    """
+    return _evaluate(average_precision_score, y_true, y_score)
+
+
+def aupr_out_score(y_true, y_score):
+    """Area under the precision-recall curve, OOD rows being the positive class.
+
+    Computed as the average precision of the negated scores: the mean over the OOD rows of the
+    precision at the threshold that just rejects that row. Guessing reaches the share of OOD
+    rows, so that values of different mixtures do not compare.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_samples,)
+        Labels; negative numbers mean OOD, any other label in-distribution.
+    y_score : array-like of shape (n_samples,)
+        Scores, higher means more in-distribution, as `score_samples` and `decision_function`
+        return them. A torch tensor may be on any device and require gradients.
+
+    Returns
+    -------
+    score : float
+        Between 0 and 1, higher is better. nan, with an
+        :class:`~sklearn.exceptions.UndefinedMetricWarning`, if only one kind of row is present.
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ, there are no rows, or a score is NaN or infinite.
+
+    See Also
+    --------
+    aupr_in_score : The same with in-distribution rows as the positive class; its notes say how
+        other libraries compute the area.
+
+    References
+    ----------
+    .. [1] D. Hendrycks and K. Gimpel, "A Baseline for Detecting Misclassified and
+       Out-of-Distribution Examples in Neural Networks", ICLR 2017.
+       https://arxiv.org/abs/1610.02136
+
+    Examples
+    --------
+    >>> from skood.metrics import aupr_out_score
+    >>> aupr_out_score([0, 1, 2, -1], [0.9, 0.4, 0.6, 0.5])
+    0.5
+    """
+    return _evaluate(
+        lambda inside, scores: average_precision_score(~inside, -scores), y_true, y_score
+    )
+
+
+def fpr_at_tpr_score(y_true, y_score, *, tpr=0.95, positive="in"):
+    """Share of OOD rows accepted where a given share of in-distribution rows is (FPR95).
+
+    The false positive rate of the highest threshold whose true positive rate is at least `tpr`,
+    the in-distribution rows being the positive class: a false positive is an OOD row that is
+    accepted. A row is accepted if its score reaches the
+    threshold, and the thresholds are the scores themselves: ties are accepted or rejected
+    together and nothing is interpolated.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_samples,)
+        Labels; negative numbers mean OOD, any other label in-distribution.
+    y_score : array-like of shape (n_samples,)
+        Scores, higher means more in-distribution, as `score_samples` and `decision_function`
+        return them. A torch tensor may be on any device and require gradients.
+    tpr : float, default=0.95
+        The share of positive rows to be recognized, greater than 0 and at most 1. 0.95 is what
+        the literature reports.
+    positive : {"in", "out"}, default="in"
+        The kind of row that is called positive. "in" is the definition of [1]_. "out" is the
+        share of in-distribution rows that are rejected where at least a share `tpr` of the OOD
+        rows is: what OpenOOD and pytorch-ood compute under the same name. The two differ widely
+        when the scores of one kind spread more.
+
+    Returns
+    -------
+    score : float
+        Between 0 and 1, lower is better. nan, with an
+        :class:`~sklearn.exceptions.UndefinedMetricWarning`, if only one kind of row is present.
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ, there are no rows, a score is NaN or infinite, or a parameter is
+        out of its range.
+
+    See Also
+    --------
+    sklearn.metrics.roc_curve : The function that computes both rates.
+
+    References
+    ----------
+    .. [1] S. Liang, Y. Li and R. Srikant, "Enhancing The Reliability of Out-of-distribution
+       Image Detection in Neural Networks", ICLR 2018. https://arxiv.org/abs/1706.02690
+
+    Examples
+    --------
+    >>> from skood.metrics import fpr_at_tpr_score
+    >>> y_true, y_score = [0, 0, 1, 1, -1, -1], [0.9, 0.8, 0.7, 0.2, 0.3, 0.1]
+    >>> fpr_at_tpr_score(y_true, y_score)
+    0.5
+    >>> fpr_at_tpr_score(y_true, y_score, tpr=0.75)
+    0.0
+    >>> fpr_at_tpr_score(y_true, y_score, positive="out")
+    0.25
+    """
+    if not 0 < tpr <= 1:
+        raise ValueError(f"tpr must be greater than 0 and at most 1, got {tpr!r}.")
+    if positive not in ("in", "out"):
+        raise ValueError(f'positive must be "in" or "out", got {positive!r}.')
+
+    def fpr_at_tpr(inside, scores):
+        if positive == "out":
+            inside, scores = ~inside, -scores
+        fprs, tprs, _ = roc_curve(inside, scores, drop_intermediate=False)
+        return fprs[np.searchsorted(tprs, tpr)]
+
+    return _evaluate(fpr_at_tpr, y_true, y_score)
+
+
+def detection_error_score(y_true, y_score):
+    r"""Smallest average of the two error rates over all thresholds.
+
+    .. math::
+        \min_t \; \tfrac12 P(s < t \mid \text{in}) + \tfrac12 P(s \ge t \mid \text{OOD})
+
+    The error probability of the best threshold if both kinds of row are equally frequent.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_samples,)
+        Labels; negative numbers mean OOD, any other label in-distribution.
+    y_score : array-like of shape (n_samples,)
+        Scores, higher means more in-distribution, as `score_samples` and `decision_function`
+        return them. A torch tensor may be on any device and require gradients.
+
+    Returns
+    -------
+    score : float
+        Between 0 and 0.5, lower is better; to accept or to reject every row already reaches
+        0.5. nan, with an :class:`~sklearn.exceptions.UndefinedMetricWarning`, if only one kind
+        of row is present.
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ, there are no rows, or a score is NaN or infinite.
+
+    See Also
+    --------
+    sklearn.metrics.det_curve : The function that computes both error rates.
+
+    Notes
+    -----
+    The threshold is chosen on the rows that are evaluated. The detection error that some papers
+    report is the average error at a true positive rate of 0.95, which is never smaller.
+
+    References
+    ----------
+    .. [1] S. Liang, Y. Li and R. Srikant, "Enhancing The Reliability of Out-of-distribution
+       Image Detection in Neural Networks", ICLR 2018. https://arxiv.org/abs/1706.02690
+
+    Examples
+    --------
+    >>> from skood.metrics import detection_error_score
+    >>> detection_error_score([0, 0, 1, 1, -1, -1], [0.9, 0.8, 0.7, 0.2, 0.3, 0.1])
+    0.125
+    """
+
+    def detection_error(inside, scores):
+        fprs, fnrs, _ = det_curve(inside, scores)
+        return (fprs + fnrs).min() / 2
+
+    return _evaluate(detection_error, y_true, y_score)
+
+
+def _known_labels(estimator):
+    """Return the labels that a fitted estimator does not call OOD, or None if it does not say."""
+    if hasattr(estimator, "best_estimator_"):
+        return _known_labels(estimator.best_estimator_)
+    if hasattr(estimator, "named_steps"):
+        return _known_labels(estimator.steps[-1][1])
+    if hasattr(estimator, "_known_labels"):
+        return estimator._known_labels()
+    return getattr(estimator, "known_classes_", None)
+
+
+def _score_rows(estimator, X):
+    """Return the scores of the rows of X, higher = more in-distribution."""
+    for method in ("score_samples", "decision_function"):
+        if hasattr(estimator, method):
+            return getattr(estimator, method)(X)
+    raise TypeError(
+        f"{type(estimator).__name__} has neither score_samples nor decision_function: it gives "
+        "no scores that an OOD metric could rank."
+    )
+
+
+_SCORERS = {
+    "aupr_in": (aupr_in_score, 1),
+    "aupr_out": (aupr_out_score, 1),
+    "auroc": (auroc_score, 1),
+    "detection_error": (detection_error_score, -1),
+    "fpr95": (fpr_at_tpr_score, -1),
+}
+
+
+class _OODScorer:
+    """Callable (estimator, X, y) -> float, higher = better; see `get_scorer`."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __repr__(self):
+        return f"get_scorer({self.name!r})"
+
+    def __call__(self, estimator, X, y):
+        metric, sign = _SCORERS[self.name]
+        labels = np.where(is_ood(y, _known_labels(estimator)), -1, 0)
+        return sign * metric(labels, _score_rows(estimator, X))
+
+
+def get_scorer_names():
+    """List the names that `get_scorer` knows.
+
+    Returns
+    -------
+    names : list of str
+        In alphabetical order.
+
+    See Also
+    --------
+    get_scorer : The scorer of one of these names.
+
+    Examples
+    --------
+    >>> from skood.metrics import get_scorer_names
+    >>> get_scorer_names()
+    ['aupr_in', 'aupr_out', 'auroc', 'detection_error', 'fpr95']
+    """
+    return sorted(_SCORERS)
+
+
+def get_scorer(name):
+    """Get a scorer for scikit-learn's model selection.
+
+    OOD are the rows whose label is a negative number, and those whose label is a class that the
+    detector did not see in `fit`: that is what lets classes be held out in a search. Scores come
+    from `score_samples`, or from `decision_function` where there is no such method.
+
+    Parameters
+    ----------
+    name : {"auroc", "aupr_in", "aupr_out", "fpr95", "detection_error"}
+        The metric. "fpr95" (FPR at a TPR of 0.95) and "detection_error" are negated, since
+        scikit-learn takes the higher of two scores for the better one.
+
+    Returns
+    -------
+    scorer : callable
+        `scorer(estimator, X, y)` returns a float. For the `scoring` parameter of
+        :class:`~sklearn.model_selection.GridSearchCV`,
+        :func:`~sklearn.model_selection.cross_validate` and the like.
+
+    Raises
+    ------
+    ValueError
+        If there is no scorer of this name.
+
+    See Also
+    --------
+    get_scorer_names : The names in a list.
+
+    Notes
+    -----
+    Detectors are not classifiers, so that `cv=5` is an unshuffled split. On sorted labels it
+    leaves folds with one kind of row, whose score is nan: use
+    ``StratifiedKFold(shuffle=True)``.
+
+    Examples
+    --------
+    >>> from sklearn.neighbors import KernelDensity
+    >>> from skood.metrics import get_scorer
+    >>> X, y = [[0.0], [0.1], [5.0], [9.0]], ["cat", "dog", -1, -1]
+    >>> detector = KernelDensity().fit(X[:2])
+    >>> get_scorer("auroc")(detector, X, y)
+    1.0
+    >>> backwards = KernelDensity().fit(X[2:])
+    >>> get_scorer("fpr95")(backwards, X, y)
+    -1.0
+    """
+    if name not in _SCORERS:
+        near = difflib.get_close_matches(str(name).lower(), _SCORERS, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise ValueError(f"There is no scorer {name!r}.{hint} Known are {get_scorer_names()}.")
+    return _OODScorer(name)

@@ -1,0 +1,504 @@
+"""What `model` may be, and how a network is cut without touching the user's."""
+
+import contextlib
+import copy
+import difflib
+import threading
+from collections import Counter
+
+import numpy as np
+import torch
+from torch import nn
+
+from skood.functional import at_least_float32, kl_to_uniform_grad, pool
+
+__all__ = ["GradientTaps", "LayerEditor", "LayerReader", "Network", "closest_names", "private_copy"]
+
+
+
+def closest_names(name, names):
+    """Return the end of an error message that lists the names closest to a wrong one."""
+    names = [n for n in names if n]
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
+    if near:
+        return "Did you mean " + " or ".join(repr(n) for n in near) + "?"
+    shown = ", ".join(repr(n) for n in names[:20])
+    return f"There are: {shown}{', ...' if len(names) > 20 else ''}."
+
+
+def unwrap(module):
+    """Return the module inside ``torch.compile`` and (Distributed)DataParallel wrappers."""
+    while True:
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                "The network is a TorchScript module, which cannot be cut at its layers. Pass the "
+                "nn.Module that it was scripted or traced from."
+            )
+        if hasattr(module, "_orig_mod"):
+            module = module._orig_mod
+        elif isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module = module.module
+        else:
+            return module
+
+
+def private_copy(module, device=None):
+    """Copy a module in eval mode: own hooks, flags and buffers, but the weights are shared.
+
+    Copying 35 M weights takes 64 ms, sharing them 3 ms. They are shared as parameters of our own
+    that need no gradient, so that no flag and no `.grad` of the user's is ever reached.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Any network.
+    device : torch.device, default=None
+        Where the copy shall be. On another device than the module's the weights are copied.
+
+    Returns
+    -------
+    twin : nn.Module
+        The copy.
+    """
+    memo = {}
+    for part in module.modules():
+        for tensor in vars(part).values():
+            if isinstance(tensor, torch.Tensor):
+                memo[id(tensor)] = tensor.detach().clone()
+    for parameter in module.parameters():
+        if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+            raise ValueError(
+                "The network has lazy parameters that are not initialised yet. Pass a batch "
+                "through it once before giving it to skood."
+            )
+        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+    for buffer in module.buffers():
+        # A forward pass may write a buffer, in eval mode too.
+        memo[id(buffer)] = buffer.detach().clone()
+    twin = copy.deepcopy(module, memo).eval()
+    return twin if device is None else twin.to(device)
+
+
+def module_device(module):
+    """Return the device of a module's first tensor; the CPU if it has none."""
+    tensors = (tensor.device for group in (module.parameters(), module.buffers()) for tensor in group)
+    return next(tensors, torch.device("cpu"))
+
+
+def linear_head(weight, bias, device, dtype):
+    """Return a frozen ``nn.Linear`` with these weights."""
+    weight = torch.as_tensor(np.asarray(weight), dtype=dtype, device=device)
+    head = nn.utils.skip_init(
+        nn.Linear, weight.shape[1], weight.shape[0], device=device, dtype=dtype
+    )
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(torch.as_tensor(np.asarray(bias), dtype=dtype))
+    return head.requires_grad_(False).eval()
+
+
+class Network:
+    """A network that skood may cut: a private copy of the user's.
+
+    Parameters
+    ----------
+    module : nn.Module or None
+        Maps a batch of X to logits. None: X holds the features, and no logits are needed.
+    device : torch.device
+        Where it runs.
+    dtype : torch.dtype
+        The dtype of X, taken where the module has no floating parameter of its own.
+    sample : callable, default=None
+        Maps (device, dtype) to a few rows of X, on which the last linear layer is looked for.
+    head_name : str, default=None
+        The name of the last linear layer, where it is known without a sample.
+    """
+
+    def __init__(self, module, device, dtype, *, sample=None, head_name=None):
+        self.module = None if module is None else private_copy(unwrap(module), device)
+        self.device = torch.device(device)
+        self._head_name, self._no_head, self._no_logits = head_name, None, None
+        self._calls = self._not_tensor = None
+        parameters = () if module is None else self.module.parameters()
+        self.dtype = next((p.dtype for p in parameters if p.is_floating_point()), dtype)
+        if self.takes_features:
+            self.dtype = torch.promote_types(self.dtype, torch.float32)
+            self._head_name = ""
+            if module is not None:
+                self.module.to(self.dtype)
+        self._versions = self._weight_versions()
+        if sample is not None and self.module is not None:
+            self._find_head(sample(self.device, self.dtype))
+
+    def _weight_versions(self):
+        return () if self.module is None else tuple(p._version for p in self.module.parameters())
+
+    @property
+    def weights_changed(self):
+        """True when the shared weights were written to since the network was taken."""
+        return self._versions != self._weight_versions()
+
+    @property
+    def takes_features(self):
+        """True when X already holds what enters the last linear layer."""
+        return self.module is None or isinstance(self.module, nn.Linear)
+
+    @property
+    def layer_names(self):
+        """The names of all submodules."""
+        return [name for name, _ in self.module.named_modules() if name]
+
+    @property
+    def head_name(self):
+        """The name of the last linear layer; a ValueError where there is none."""
+        if self._head_name is None:
+            raise self._no_head
+        return self._head_name
+
+    @property
+    def has_head(self):
+        """True when the network ends in a linear layer."""
+        return self._head_name is not None
+
+    @property
+    def head(self):
+        """The last linear layer, in float32 at least."""
+        head = private_copy(self.module.get_submodule(self.head_name))
+        return head.to(torch.promote_types(self.dtype, torch.float32))
+
+    def require_logits(self):
+        """Return self, or raise if the network returns anything but logits."""
+        if self._no_logits is not None:
+            raise self._no_logits
+        return self
+
+    @torch.no_grad()
+    def _find_head(self, x):
+        """Find the linear layer that makes the logits, or note why there is none."""
+        name = type(self.module).__name__
+        if self.takes_features:
+            if pool(x).shape[-1] != self.module.in_features:
+                raise ValueError(
+                    f"X has rows of shape {tuple(x.shape[1:])}, but the linear layer given as "
+                    f"`model` takes {self.module.in_features} features."
+                )
+            return
+        twin = private_copy(self.module)
+        called = []
+        for part_name, part in twin.named_modules():
+            part.register_forward_hook(
+                lambda _, args, out, part_name=part_name: called.append((part_name, out))
+            )
+        logits = twin(x)
+        linear = [
+            (part_name, out)
+            for part_name, out in called
+            if isinstance(self.module.get_submodule(part_name), nn.Linear)
+        ]
+        self._calls = Counter(part_name for part_name, _ in called)
+        self._not_tensor = {n: type(out).__name__ for n, out in called if not isinstance(out, torch.Tensor)}
+        if not isinstance(logits, torch.Tensor) or logits.ndim < 2:
+            kind = type(logits).__name__
+            shape = f" of shape {tuple(logits.shape)}" if kind == "Tensor" else ""
+            self._no_head = self._no_logits = TypeError(
+                f"{name} returns a {kind}{shape}, not logits of shape (n_samples, n_classes). Wrap "
+                "it in an nn.Module whose forward returns the logits alone."
+            )
+            return
+        ending = describe_probabilities(logits)
+        if ending:
+            self._no_logits = ValueError(
+                f"{name} ends in {ending}. skood needs the logits: remove that last step (in "
+                "skorch, use criterion=nn.CrossEntropyLoss)."
+            )
+        if not linear:
+            self._no_head = ValueError(
+                f"{name} calls no nn.Linear, so there are no features in front of a last linear "
+                f"layer. Name the layer to work on: layer=... {closest_names('', self.layer_names)}"
+            )
+            return
+        makers = [part_name for part_name, out in linear if out is logits]
+        self._head_name = last = (makers or [part_name for part_name, _ in linear])[-1]
+        calls = self._calls[last]
+        if calls > 1 or not (makers or self._cut_is_exact(x, logits)):
+            self._head_name = None
+            self._no_head = self._no_logits or ValueError(
+                f"{name} "
+                + (
+                    f"calls its last linear layer {last!r} {calls} times a pass."
+                    if calls > 1
+                    else f"does something after its last linear layer {last!r}: that layer, "
+                    "applied to the features, does not give the network's output."
+                )
+                + " Give skood a network that ends in one linear layer, or name the layer to work "
+                "on: layer=..."
+            )
+
+    def _cut_is_exact(self, x, logits):
+        """Tell whether the head, applied to the features, gives the logits."""
+        features = self.features()(x)
+        if features.shape[-1] != self.head.in_features:
+            return False
+        found = self.head(features).to(logits.dtype)
+        return found.shape == logits.shape and torch.allclose(found, logits, rtol=1e-3, atol=1e-4)
+
+    def features(self):
+        """Return a module that maps X to what enters the last linear layer."""
+        if self.takes_features:
+            return Pool("avg")
+        twin = private_copy(self.module)
+        twin.set_submodule(self.head_name, nn.Identity())
+        return Upcast(twin)
+
+    def layer(self, name, *, how="avg", with_logits=False):
+        """Return a module that maps X to the pooled output of a named layer.
+
+        Parameters
+        ----------
+        name : str
+            A submodule.
+        how : {"avg", "max", "token"} or None, default="avg"
+            See `skood.functional.pool`.
+        with_logits : bool, default=False
+            Return ``(features, logits)``. Otherwise the pass ends at the layer.
+        """
+        self.check_layer(name)
+        return LayerReader(self.module, name, how, with_logits)
+
+    def edited(self, name, edit):
+        """Return a copy of the network in which the output of a named layer passes through a module."""
+        self.check_layer(name)
+        return LayerEditor(self.module, name, edit)
+
+    def taps(self, names, combine):
+        """Return a module that maps X to a combination of layers' outputs and KL gradients.
+
+        Parameters
+        ----------
+        names : list of str or None
+            Submodules; None is what enters the last linear layer.
+        combine : callable
+            Maps (output, gradient) of a layer to (n_samples, n_neurons).
+        """
+        for name in names:
+            if name is not None:
+                self.check_layer(name)
+        head_name = self.head_name if None in names else None
+        return GradientTaps(self.module, names, head_name, combine)
+
+    def check_layer(self, name):
+        """Raise unless the network has a layer of this name, called once, that gives a tensor."""
+        if self.module is None:
+            raise ValueError(
+                f"layer={name!r} names a submodule, but there is no network: model=None. Pass the "
+                "trained network as `model`, or leave `layer` out when X holds features."
+            )
+        owner = type(self.module).__name__
+        names = self.layer_names
+        if name not in names:
+            raise ValueError(f"{owner} has no layer {name!r}. {closest_names(name, names)}")
+        if self._calls is None:
+            return
+        if self._calls[name] == 0:
+            inside = [n for n in names if n.startswith(f"{name}.") and self._calls[n] == 1]
+            raise ValueError(
+                f"The forward pass of {owner} never calls the layer {name!r}; a container such as "
+                f"nn.ModuleList has no forward of its own. Name a layer that is called. "
+                f"{closest_names(name, inside or [n for n in names if self._calls[n] == 1])}"
+            )
+        if self._calls[name] > 1:
+            raise ValueError(
+                f"The forward pass of {owner} calls the layer {name!r} {self._calls[name]} times, "
+                "so its output is not one activation. Name another layer."
+            )
+        if name in self._not_tensor:
+            raise TypeError(
+                f"The layer {name!r} of {owner} gives a {self._not_tensor[name]}, not a tensor. "
+                "Name a layer inside of it."
+            )
+
+
+def describe_probabilities(logits):
+    """Name the softmax that a network seems to end in; None where it returns logits."""
+    for name, values in (("softmax", logits), ("log-softmax", logits.exp())):
+        total = values.sum(1)
+        is_probability = bool((values >= 0).all()) and logits.shape[1] > 1
+        if is_probability and torch.allclose(total, torch.ones_like(total), atol=1e-3):
+            return f"a {name}, so that its outputs are {name.replace('softmax', '')}probabilities"
+    return None
+
+
+class Pool(nn.Module):
+    """`skood.functional.pool` as a module."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def forward(self, activations):
+        """Reduce activations to one vector a sample."""
+        return pool(activations, self.how)
+
+
+class Upcast(nn.Module):
+    """Run a network and give its output in float32 at least."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        """Map X to features."""
+        return at_least_float32(self.network(x))
+
+
+class _Reached(BaseException):
+    """Ends a forward pass at the layer that was asked for."""
+
+
+class _Hooked(nn.Module):
+    """A private copy with hooks; what they see belongs to the thread that runs the pass."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.network = private_copy(module)
+        self._calls = threading.local()
+
+    @contextlib.contextmanager
+    def _recording(self):
+        self._calls.seen = {}
+        try:
+            yield self._calls.seen
+        finally:
+            del self._calls.seen
+
+    def _record(self, name, value):
+        """Keep what a layer gave; which layers are called may depend on the data."""
+        if name in self._calls.seen:
+            raise ValueError(f"The layer {name!r} was called twice in a pass. Name another layer.")
+        self._calls.seen[name] = value
+
+    def _require(self, names):
+        for name in names:
+            if name not in self._calls.seen:
+                raise ValueError(f"The layer {name!r} was not called in a pass. Name another layer.")
+
+
+class LayerReader(_Hooked):
+    """Map X to the pooled output of a layer, and to the logits if asked.
+
+    Parameters
+    ----------
+    module : nn.Module
+        A network; it is copied.
+    name : str
+        The layer.
+    how : {"avg", "max", "token"} or None
+        See `skood.functional.pool`.
+    with_logits : bool
+        Otherwise the pass ends at the layer.
+    """
+
+    def __init__(self, module, name, how, with_logits):
+        super().__init__(module)
+        self.name, self.how, self.with_logits = name, how, with_logits
+        self.network.get_submodule(name).register_forward_hook(self._hook)
+
+    def _hook(self, _, args, output):
+        features = at_least_float32(pool(output, self.how))
+        # An in-place operation may follow and overwrite what was not reduced.
+        self._record(self.name, features.clone() if features is output else features)
+        if not self.with_logits:
+            raise _Reached
+
+    def forward(self, x):
+        """Return features, or ``(features, logits)``."""
+        with self._recording() as seen:
+            logits = None
+            with contextlib.suppress(_Reached):
+                logits = self.network(x)
+            self._require([self.name])
+            features = seen[self.name]
+        return (features, at_least_float32(logits)) if self.with_logits else features
+
+
+class LayerEditor(nn.Module):
+    """A network in which the output of a layer passes through another module first.
+
+    Parameters
+    ----------
+    module : nn.Module
+        A network; it is copied.
+    name : str
+        The layer.
+    edit : nn.Module
+        Maps the layer's output to a new tensor of the same shape.
+    """
+
+    def __init__(self, module, name, edit):
+        super().__init__()
+        self.network = private_copy(module)
+        self.network.get_submodule(name).register_forward_hook(
+            lambda _, args, output: edit(output)
+        )
+
+    def forward(self, x):
+        """Map X to logits."""
+        return at_least_float32(self.network(x))
+
+
+class GradientTaps(_Hooked):
+    """Outputs of layers and gradients of KL(u‖p) there, from one forward and one backward pass.
+
+    Parameters
+    ----------
+    module : nn.Module
+        A network; it is copied.
+    names : list of str or None
+        The layers; None is what enters the last linear layer.
+    head_name : str
+        The last linear layer.
+    combine : callable
+        Maps (output, gradient) of a layer to a tensor of shape (n_samples, n_neurons).
+    """
+
+    def __init__(self, module, names, head_name, combine):
+        super().__init__(module)
+        self.names, self.combine = names, combine
+        for name in names:
+            if name is None:
+                self.network.get_submodule(head_name).register_forward_pre_hook(
+                    lambda _, args: (self._tap(None, args[0]), *args[1:])
+                )
+            else:
+                self.network.get_submodule(name).register_forward_hook(
+                    lambda _, args, output, name=name: self._tap(name, output)
+                )
+
+    def _tap(self, name, output):
+        if not output.requires_grad:
+            # The graph starts at the first tapped layer: nothing before it is kept.
+            output = output.detach().requires_grad_()
+        # An in-place operation that follows would replace both the value and its gradient; so we
+        # hold the edge and hand on a clone.
+        self._record(name, (output, torch.autograd.graph.get_gradient_edge(output)))
+        return output.clone()
+
+    def forward(self, x):
+        """Return the combined tensor of each layer, in the order of `names`."""
+        with torch.enable_grad(), self._recording() as seen:
+            logits = self.network(x)
+            self._require(self.names)
+            outputs, edges = zip(*(seen[name] for name in self.names), strict=True)
+            grad = kl_to_uniform_grad(at_least_float32(logits.detach())).to(logits.dtype)
+            grads = [None] * len(edges)
+            if logits.requires_grad:
+                grads = torch.autograd.grad(logits, edges, grad, allow_unused=True)
+        for name, grad in zip(self.names, grads, strict=True):
+            if grad is None:
+                raise ValueError(f"The logits do not depend on the layer {name!r}: name another.")
+        with torch.no_grad():
+            return tuple(
+                self.combine(at_least_float32(output.detach()), at_least_float32(grad))
+                for output, grad in zip(outputs, grads, strict=True)
+            )
