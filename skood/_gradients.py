@@ -1,5 +1,7 @@
 """Norms of per-sample gradients with respect to a network's parameters."""
 
+import threading
+
 import torch
 from torch import nn
 
@@ -31,6 +33,8 @@ class PerSampleGradientNorm(nn.Module):
         self.logits_grad, self.temperature = logits_grad, temperature
         self._chosen = {n: p for n, p in self.network.named_parameters() if n in names}
         row_bytes = sum(p.numel() * p.element_size() for p in self._chosen.values())
+        # functional_call puts other parameters into the module while it runs.
+        self._lock = threading.Lock()
         self._micro_batch = max(1, min(MICRO_BATCH_ROWS, MICRO_BATCH_BYTES // row_bytes))
 
     def _sample_norm(self, x):
@@ -47,4 +51,5 @@ class PerSampleGradientNorm(nn.Module):
 
     def forward(self, x):
         """Score inputs of shape (n_samples, ...)."""
-        return torch.func.vmap(self._sample_norm, chunk_size=self._micro_batch)(x)
+        with self._lock:
+            return torch.func.vmap(self._sample_norm, chunk_size=self._micro_batch)(x)

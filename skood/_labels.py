@@ -115,7 +115,7 @@ def encode_labels(y, n_samples):
         if len(kinds) > 1:
             raise TypeError(
                 f"The in-distribution labels of y mix the types {', '.join(sorted(kinds))}. Use "
-                "one type for all classes; only the mark of OOD rows, a negative number, may differ."
+                "one type for all classes; only the negative numbers of OOD rows may differ."
             )
         labels = np.asarray(labels.tolist())
     check_classification_targets(labels)

@@ -32,7 +32,7 @@ def fitted_module(model, device, dtype):
 
     Parameters
     ----------
-    model : nn.Module, fitted skorch net, or fitted scikit-learn linear classifier
+    model : nn.Module, fitted skorch net, fitted scikit-learn linear classifier, or FrozenEstimator
         Not None.
     device : torch.device or "auto"
         Where a scikit-learn classifier's head is put.
@@ -41,6 +41,8 @@ def fitted_module(model, device, dtype):
     """
     if isinstance(model, nn.Module):
         return model
+    if isinstance(model, FrozenEstimator):
+        model = model.estimator
     if _is_skorch(model):
         if not getattr(model, "initialized_", False):
             raise NotFittedError(
@@ -125,7 +127,9 @@ def fit_head(rows, index, classes, codes, device, random_state):
             # k-means does not depend on the scale, but squares of 1e30 overflow: scale by a power
             # of two, which rounds nothing.
             _, exponent = np.frexp(np.abs(H).max())
-            codes = KMeans(n_clusters, random_state=random_state).fit_predict(np.ldexp(H, -exponent))
+            codes = KMeans(n_clusters, random_state=random_state).fit_predict(
+                np.ldexp(H, -exponent)
+            )
         if codes.max() == 0:
             return linear_head(np.zeros((1, H.shape[1])), np.zeros(1), device, rows.dtype)
         classifier = LogisticRegression(max_iter=1000).fit(H, codes)
@@ -143,4 +147,6 @@ def _count_distinct(H, most):
 
 def frozen_classes(model):
     """Return the classes that a frozen classifier knows; None where that cannot be told."""
-    return getattr(model.estimator, "classes_", None) if isinstance(model, FrozenEstimator) else None
+    return (
+        getattr(model.estimator, "classes_", None) if isinstance(model, FrozenEstimator) else None
+    )

@@ -8,9 +8,10 @@ from sklearn.utils.validation import check_memory
 
 from skood._arrays import Rows
 from skood._compat import StrOptions, _fit_context
+from skood._estimator import NetworkEstimator
 from skood._labels import encode_labels
+from skood._learning import read
 from skood._model import is_trained
-from skood.base import NetworkEstimator, read
 from skood.network import Pool
 
 __all__ = ["FeatureExtractor"]
@@ -129,7 +130,9 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
             return rows.like(self._features(rows))
         weights = [tensor.cpu().numpy() for tensor in self._network.module.state_dict().values()]
         key = joblib.hash((weights, type(self._network.module).__name__, self.layer, self.pool))
-        remembered = check_memory(self.memory).cache(_remembered_features, ignore=["extractor", "rows"])
+        remembered = check_memory(self.memory).cache(
+            _remembered_features, ignore=["extractor", "rows"]
+        )
         features = remembered(key, joblib.hash(rows.take(np.arange(len(rows))).numpy()), self, rows)
         return rows.like(torch.from_numpy(features))
 

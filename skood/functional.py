@@ -2,7 +2,15 @@
 
 import torch
 
-__all__ = ["at_least_float32", "clip_to", "energy", "kl_to_uniform_grad", "max_logit", "msp", "pool"]
+__all__ = [
+    "at_least_float32",
+    "clip_to",
+    "energy",
+    "kl_to_uniform_grad",
+    "max_logit",
+    "msp",
+    "pool",
+]
 
 
 def energy(logits):
@@ -157,5 +165,5 @@ def clip_to(scores, dtype):
     scores : Tensor of that dtype
         Finite numbers.
     """
-    limit = torch.finfo(dtype).max
+    limit = min(torch.finfo(dtype).max, torch.finfo(scores.dtype).max)
     return scores.clamp(-limit, limit).to(dtype)

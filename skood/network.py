@@ -1,19 +1,17 @@
 """What `model` may be, and how a network is cut without touching the user's."""
 
-import contextlib
 import copy
 import difflib
-import threading
 from collections import Counter
 
 import numpy as np
 import torch
 from torch import nn
 
-from skood.functional import at_least_float32, kl_to_uniform_grad, pool
+from skood._layers import GradientTaps, LayerEditor, LayerReader
+from skood.functional import at_least_float32, pool
 
-__all__ = ["GradientTaps", "LayerEditor", "LayerReader", "Network", "closest_names", "private_copy"]
-
+__all__ = ["Network", "closest_names", "linear_head", "module_device", "private_copy"]
 
 
 def closest_names(name, names):
@@ -81,7 +79,9 @@ def private_copy(module, device=None):
 
 def module_device(module):
     """Return the device of a module's first tensor; the CPU if it has none."""
-    tensors = (tensor.device for group in (module.parameters(), module.buffers()) for tensor in group)
+    tensors = (
+        tensor.device for group in (module.parameters(), module.buffers()) for tensor in group
+    )
     return next(tensors, torch.device("cpu"))
 
 
@@ -196,7 +196,9 @@ class Network:
             if isinstance(self.module.get_submodule(part_name), nn.Linear)
         ]
         self._calls = Counter(part_name for part_name, _ in called)
-        self._not_tensor = {n: type(out).__name__ for n, out in called if not isinstance(out, torch.Tensor)}
+        self._not_tensor = {
+            n: type(out).__name__ for n, out in called if not isinstance(out, torch.Tensor)
+        }
         if not isinstance(logits, torch.Tensor) or logits.ndim < 2:
             kind = type(logits).__name__
             shape = f" of shape {tuple(logits.shape)}" if kind == "Tensor" else ""
@@ -236,7 +238,11 @@ class Network:
 
     def _cut_is_exact(self, x, logits):
         """Tell whether the head, applied to the features, gives the logits."""
-        features = self.features()(x)
+        try:
+            features = self.features()(x)
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            # What follows the layer does not even take its input's shape.
+            return False
         if features.shape[-1] != self.head.in_features:
             return False
         found = self.head(features).to(logits.dtype)
@@ -263,12 +269,12 @@ class Network:
             Return ``(features, logits)``. Otherwise the pass ends at the layer.
         """
         self.check_layer(name)
-        return LayerReader(self.module, name, how, with_logits)
+        return LayerReader(private_copy(self.module), name, how, with_logits)
 
     def edited(self, name, edit):
-        """Return a copy of the network in which the output of a named layer passes through a module."""
+        """Return a copy in which the output of a named layer passes through a module."""
         self.check_layer(name)
-        return LayerEditor(self.module, name, edit)
+        return LayerEditor(private_copy(self.module), name, edit)
 
     def taps(self, names, combine):
         """Return a module that maps X to a combination of layers' outputs and KL gradients.
@@ -284,14 +290,14 @@ class Network:
             if name is not None:
                 self.check_layer(name)
         head_name = self.head_name if None in names else None
-        return GradientTaps(self.module, names, head_name, combine)
+        return GradientTaps(private_copy(self.module), names, head_name, combine)
 
     def check_layer(self, name):
         """Raise unless the network has a layer of this name, called once, that gives a tensor."""
-        if self.module is None:
+        if self.takes_features:
             raise ValueError(
-                f"layer={name!r} names a submodule, but there is no network: model=None. Pass the "
-                "trained network as `model`, or leave `layer` out when X holds features."
+                f"layer={name!r} names a submodule, but there is no network to look in: X holds "
+                "features already. Pass the whole trained network as `model`, or name no layer."
             )
         owner = type(self.module).__name__
         names = self.layer_names
@@ -350,155 +356,3 @@ class Upcast(nn.Module):
     def forward(self, x):
         """Map X to features."""
         return at_least_float32(self.network(x))
-
-
-class _Reached(BaseException):
-    """Ends a forward pass at the layer that was asked for."""
-
-
-class _Hooked(nn.Module):
-    """A private copy with hooks; what they see belongs to the thread that runs the pass."""
-
-    def __init__(self, module):
-        super().__init__()
-        self.network = private_copy(module)
-        self._calls = threading.local()
-
-    @contextlib.contextmanager
-    def _recording(self):
-        self._calls.seen = {}
-        try:
-            yield self._calls.seen
-        finally:
-            del self._calls.seen
-
-    def _record(self, name, value):
-        """Keep what a layer gave; which layers are called may depend on the data."""
-        if name in self._calls.seen:
-            raise ValueError(f"The layer {name!r} was called twice in a pass. Name another layer.")
-        self._calls.seen[name] = value
-
-    def _require(self, names):
-        for name in names:
-            if name not in self._calls.seen:
-                raise ValueError(f"The layer {name!r} was not called in a pass. Name another layer.")
-
-
-class LayerReader(_Hooked):
-    """Map X to the pooled output of a layer, and to the logits if asked.
-
-    Parameters
-    ----------
-    module : nn.Module
-        A network; it is copied.
-    name : str
-        The layer.
-    how : {"avg", "max", "token"} or None
-        See `skood.functional.pool`.
-    with_logits : bool
-        Otherwise the pass ends at the layer.
-    """
-
-    def __init__(self, module, name, how, with_logits):
-        super().__init__(module)
-        self.name, self.how, self.with_logits = name, how, with_logits
-        self.network.get_submodule(name).register_forward_hook(self._hook)
-
-    def _hook(self, _, args, output):
-        features = at_least_float32(pool(output, self.how))
-        # An in-place operation may follow and overwrite what was not reduced.
-        self._record(self.name, features.clone() if features is output else features)
-        if not self.with_logits:
-            raise _Reached
-
-    def forward(self, x):
-        """Return features, or ``(features, logits)``."""
-        with self._recording() as seen:
-            logits = None
-            with contextlib.suppress(_Reached):
-                logits = self.network(x)
-            self._require([self.name])
-            features = seen[self.name]
-        return (features, at_least_float32(logits)) if self.with_logits else features
-
-
-class LayerEditor(nn.Module):
-    """A network in which the output of a layer passes through another module first.
-
-    Parameters
-    ----------
-    module : nn.Module
-        A network; it is copied.
-    name : str
-        The layer.
-    edit : nn.Module
-        Maps the layer's output to a new tensor of the same shape.
-    """
-
-    def __init__(self, module, name, edit):
-        super().__init__()
-        self.network = private_copy(module)
-        self.network.get_submodule(name).register_forward_hook(
-            lambda _, args, output: edit(output)
-        )
-
-    def forward(self, x):
-        """Map X to logits."""
-        return at_least_float32(self.network(x))
-
-
-class GradientTaps(_Hooked):
-    """Outputs of layers and gradients of KL(u‖p) there, from one forward and one backward pass.
-
-    Parameters
-    ----------
-    module : nn.Module
-        A network; it is copied.
-    names : list of str or None
-        The layers; None is what enters the last linear layer.
-    head_name : str
-        The last linear layer.
-    combine : callable
-        Maps (output, gradient) of a layer to a tensor of shape (n_samples, n_neurons).
-    """
-
-    def __init__(self, module, names, head_name, combine):
-        super().__init__(module)
-        self.names, self.combine = names, combine
-        for name in names:
-            if name is None:
-                self.network.get_submodule(head_name).register_forward_pre_hook(
-                    lambda _, args: (self._tap(None, args[0]), *args[1:])
-                )
-            else:
-                self.network.get_submodule(name).register_forward_hook(
-                    lambda _, args, output, name=name: self._tap(name, output)
-                )
-
-    def _tap(self, name, output):
-        if not output.requires_grad:
-            # The graph starts at the first tapped layer: nothing before it is kept.
-            output = output.detach().requires_grad_()
-        # An in-place operation that follows would replace both the value and its gradient; so we
-        # hold the edge and hand on a clone.
-        self._record(name, (output, torch.autograd.graph.get_gradient_edge(output)))
-        return output.clone()
-
-    def forward(self, x):
-        """Return the combined tensor of each layer, in the order of `names`."""
-        with torch.enable_grad(), self._recording() as seen:
-            logits = self.network(x)
-            self._require(self.names)
-            outputs, edges = zip(*(seen[name] for name in self.names), strict=True)
-            grad = kl_to_uniform_grad(at_least_float32(logits.detach())).to(logits.dtype)
-            grads = [None] * len(edges)
-            if logits.requires_grad:
-                grads = torch.autograd.grad(logits, edges, grad, allow_unused=True)
-        for name, grad in zip(self.names, grads, strict=True):
-            if grad is None:
-                raise ValueError(f"The logits do not depend on the layer {name!r}: name another.")
-        with torch.no_grad():
-            return tuple(
-                self.combine(at_least_float32(output.detach()), at_least_float32(grad))
-                for output, grad in zip(outputs, grads, strict=True)
-            )

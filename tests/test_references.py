@@ -11,9 +11,19 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 
 
-def make_images(n, channels=1, size=8):
-    """Draw seeded images."""
-    return np.random.default_rng(0).normal(size=(n, channels, size, size))
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Run tiny operations on one thread: on a busy machine several are ten times slower."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+def with_inputs(cls, n):
+    """Build a seeded network and `n` inputs for it."""
+    net = networks.seeded(cls)
+    return net, networks.sample_inputs(net, n)
 
 
 @pytest.fixture
@@ -41,10 +51,10 @@ def has_power(scores):
 # Networks
 
 IMAGE_NETWORKS = [
-    (networks.SmallCNN, 1, "conv1", "fc"),
-    (networks.ResNet, 3, "layer2", "fc"),
-    (networks.ViT, 1, "encoder.layers.0", "head"),
-    (networks.DenseNetLike, 1, "conv0", "classifier"),
+    (networks.SmallCNN, "conv1"),
+    (networks.ResNet, "layer2"),
+    (networks.ViT, "encoder.layers.0"),
+    (networks.DenseNetLike, "conv0"),
 ]
 VECTOR_NETWORKS = [
     networks.MLP,
@@ -54,16 +64,15 @@ VECTOR_NETWORKS = [
 ]
 
 
-@pytest.mark.parametrize("cls", [case[0] for case in IMAGE_NETWORKS])
-def test_image_networks_give_varied_logits(cls):
-    """Logits differ, more than one class is predicted, and no softmax is uniform or saturated."""
-    channels = 3 if cls is networks.ResNet else 1
-    X = torch.from_numpy(make_images(64, channels)).float()
-    net = networks.seeded(cls)
+@pytest.mark.parametrize("cls", [*(case[0] for case in IMAGE_NETWORKS), *VECTOR_NETWORKS])
+def test_networks_give_varied_logits(cls):
+    """Every class is predicted, and the softmax is mostly neither uniform nor saturated."""
+    net, X = with_inputs(cls, 64)
     with torch.no_grad():
-        top = net(X).softmax(dim=1).max(dim=1)
+        logits = net(torch.from_numpy(X))
+    top = logits.softmax(dim=1).max(dim=1)
     assert not net.training
-    assert len(top.indices.unique()) > 1
+    assert len(top.indices.unique()) == logits.shape[1]
     assert has_power(top.values.double().numpy())
     assert 0.3 < top.values.median() < 0.99
 
@@ -95,27 +104,27 @@ def test_traps_are_set():
     both = networks.seeded(networks.TwoHeads, returns="sum")(X)
     torch.testing.assert_close(main + auxiliary, both)
     assert "weight" not in dict(networks.seeded(networks.WeightNormed).fc.named_parameters())
-    maps = torch.from_numpy(make_images(2)).float()
-    assert networks.seeded(networks.Segmenter)(maps).shape == (2, 3, 8, 8)
-    assert (networks.seeded(networks.SmallCNN).bn.running_mean != 0).all()
+    net, maps = with_inputs(networks.Segmenter, 2)
+    assert net(torch.from_numpy(maps)).shape == (2, 3, 8, 8)
     kept = []
     net = networks.seeded(networks.SmallCNN)
+    assert (net.bn.running_mean != 0).all()
     net.bn.register_forward_hook(lambda _, __, output: kept.append(output))
-    net(maps)
+    net(torch.from_numpy(maps))
     assert (kept[0] >= 0).all()
 
 
-@pytest.mark.parametrize("cls, channels, layer, head_name", IMAGE_NETWORKS)
-def test_features_and_logits(cls, channels, layer, head_name):
+@pytest.mark.parametrize("cls, layer", IMAGE_NETWORKS)
+def test_features_and_logits(cls, layer):
     """The head applied to the features gives the logits, and the user's network is untouched."""
-    X = make_images(4, channels)
-    net = networks.seeded(cls)
+    net, X = with_inputs(cls, 4)
+    (head_name,) = net.head_names
     linear = net.get_submodule(head_name)
     H = ref.features(net, X, head_name=head_name)
     expected = H @ ref.as_array(linear.weight).T + ref.as_array(linear.bias)
     np.testing.assert_allclose(ref.logits(net, X), expected, rtol=1e-12, atol=1e-12)
     with torch.no_grad():
-        batch = net(torch.from_numpy(X).float()).numpy()
+        batch = net(torch.from_numpy(X)).numpy()
     np.testing.assert_allclose(batch, expected, rtol=1e-4, atol=1e-4)
     assert ref.features(net, X, layer).shape[0] == 4
     assert next(net.parameters()).dtype == torch.float32
@@ -124,7 +133,20 @@ def test_features_and_logits(cls, channels, layer, head_name):
 
 def test_features_are_not_overwritten():
     """What BatchNorm returned is read before the in-place ReLU behind it."""
-    assert (ref.features(networks.seeded(networks.SmallCNN), make_images(3), "bn") < 0).any()
+    net, X = with_inputs(networks.SmallCNN, 3)
+    assert (ref.features(net, X, "bn") < 0).any()
+    products = ref.nac_products(net, X, ["bn"])
+    net.relu.inplace = False
+    np.testing.assert_array_equal(products, ref.nac_products(net, X, ["bn"]))
+
+
+@pytest.mark.parametrize("cls", [networks.SmallCNN, networks.WithDropout])
+def test_train_mode_does_not_matter(cls):
+    """References run in eval mode whatever the mode of the network, and leave it there."""
+    net, X = with_inputs(cls, 3)
+    expected = ref.logits(net, X)
+    np.testing.assert_array_equal(ref.logits(net.train(), X), expected)
+    assert net.training
 
 
 # ASH
@@ -155,8 +177,10 @@ def test_ash_by_hand():
     np.testing.assert_array_equal(ref.ash_shape([2.0, 0, 0, 0], "b", 0.5), [1, 1, 0, 0])
     np.testing.assert_array_equal(ref.ash_shape([1.0, 2.0, 2.0, 2.0], "p", 0.5), [0, 2, 2, 0])
     np.testing.assert_array_equal(ref.ash_shape(np.zeros(4), "s", 0.5), np.zeros(4))
-    assert np.isinf(ref.ash_shape([1.0, -1.0, -5.0], "s", 0.3)).any()
-    assert np.isfinite(ref.ash_shape([1.0, -1.0, -5.0], "s", 0.3, max_ratio=44)).all()
+    np.testing.assert_array_equal(ref.ash_shape([1.0, -1.0, -5.0], "s", 0.3), np.zeros(3))
+    signed = [1.0, -1.0 - 1e-9, -5.0]
+    assert np.isinf(ref.ash_shape(signed, "s", 0.3)).any()
+    assert np.isfinite(ref.ash_shape(signed, "s", 0.3, max_ratio=44)).all()
 
 
 @pytest.mark.parametrize("logit_score", ["energy", "msp", "max_logit"])
@@ -178,22 +202,17 @@ def test_logit_scores(logit_score):
 @pytest.mark.parametrize("variant", ["s", "p", "b"])
 def test_ash_scores_of_networks(variant):
     """Cut by hand or by hook, at the features or at maps, in vectors or in maps of logits."""
-    net, X = networks.seeded(networks.ResNet), make_images(6, 3)
+    net, X = with_inputs(networks.ResNet, 6)
     H = ref.features(net, X)
     at_features = ref.ash_scores(H, net.fc, variant, 0.5)
-    np.testing.assert_allclose(
-        at_features, ref.ash_network(net, X, None, variant, 0.5), rtol=1e-12
-    )
+    np.testing.assert_allclose(at_features, ref.ash_network(net, X, None, variant, 0.5), rtol=1e-12)
     maps = ref.features(net, X, "layer3")
     rest = torch.nn.Sequential(net.layer4, net.avgpool, torch.nn.Flatten(), net.fc)
     at_maps = ref.ash_scores(maps, rest, variant, 0.5)
-    np.testing.assert_allclose(
-        at_maps, ref.ash_network(net, X, "layer3", variant, 0.5), rtol=1e-12
-    )
+    np.testing.assert_allclose(at_maps, ref.ash_network(net, X, "layer3", variant, 0.5), rtol=1e-12)
     assert has_power(at_features) and has_power(at_maps)
     assert not np.allclose(at_features, at_maps)
-    net = networks.seeded(networks.Segmenter)
-    scores = ref.ash_network(net, make_images(2), "backbone", variant, 0.5, head_name=None)
+    scores = ref.ash_network(*with_inputs(networks.Segmenter, 2), "backbone", variant, 0.5)
     assert scores.shape == (2, 8, 8)
 
 
@@ -263,10 +282,11 @@ def test_gradnorm_bce_exact_at_the_edges():
 
 
 @pytest.mark.parametrize("loss", ["kl", "bce"])
-@pytest.mark.parametrize("cls, channels, layer, head_name", IMAGE_NETWORKS)
-def test_gradnorm_of_networks(cls, channels, layer, head_name, loss):
+@pytest.mark.parametrize("cls, layer", IMAGE_NETWORKS)
+def test_gradnorm_of_networks(cls, layer, loss):
     """The head's weight alone is `gradnorm_head`; disjoint selections add up to all names."""
-    net, X = networks.seeded(cls), make_images(4, channels)
+    net, X = with_inputs(cls, 4)
+    (head_name,) = net.head_names
     linear = net.get_submodule(head_name)
     weight = f"{head_name}.weight"
     H = ref.features(net, X, head_name=head_name)
@@ -402,10 +422,11 @@ def test_nac_products_features(head):
 
 
 @pytest.mark.parametrize("pooling", ["separate", "product"])
-@pytest.mark.parametrize("cls, channels, layer, head_name", IMAGE_NETWORKS)
-def test_nac_products(cls, channels, layer, head_name, pooling):
+@pytest.mark.parametrize("cls, layer", IMAGE_NETWORKS)
+def test_nac_products(cls, layer, pooling):
     """Features equal the head's; layers read together, in any order, equal layers read alone."""
-    net, X = networks.seeded(cls), make_images(5, channels)
+    net, X = with_inputs(cls, 5)
+    (head_name,) = net.head_names
     linear = net.get_submodule(head_name)
     inner, last = ref.nac_products(net, X, [layer, None], pooling, head_name)
     H = ref.features(net, X, head_name=head_name)
@@ -415,15 +436,17 @@ def test_nac_products(cls, channels, layer, head_name, pooling):
     swapped = ref.nac_products(net, X, [None, layer], pooling, head_name)
     np.testing.assert_array_equal(swapped[1], inner)
     places = ref.features(net, X, layer).shape
-    tokens = cls is networks.ViT
-    n_neurons = places[1] * places[2] if tokens and pooling == "product" else places[-1 if tokens else 1]
+    if cls is networks.ViT:
+        n_neurons = places[1] * places[2] if pooling == "product" else places[2]
+    else:
+        n_neurons = places[1]
     assert inner.shape == (5, n_neurons)
     assert np.abs(inner).max() > 0
 
 
 def test_nac_products_by_finite_differences():
     """The mean of z * gradient is the slope of the loss along z itself."""
-    net, X = networks.seeded(networks.SmallCNN), make_images(3)
+    net, X = with_inputs(networks.SmallCNN, 3)
     (product,) = ref.nac_products(net, X, ["conv2"], "product")
     z = ref.features(net, X, "conv2")
     rest = torch.nn.Sequential(net.relu, net.avgpool, torch.nn.Flatten(), net.fc)
@@ -481,7 +504,7 @@ def test_nac_scores_by_histogram(head, bins, n_bins):
 
 def test_nac_auto():
     """The automatic settings, and that they are the defaults."""
-    product = np.random.default_rng(0).normal(size=(200, 12))
+    product = np.random.default_rng(0).normal(size=(200, 40))
     np.testing.assert_allclose(ref.nac_auto_alpha(product), 0.5 / np.std(product))
     assert ref.nac_auto_alpha(np.zeros((3, 2))) == 1
     values = [ref.nac_auto_o_star(n, 50) for n in (10, 50, 120, 2500, 10**6)]
@@ -489,7 +512,7 @@ def test_nac_auto():
     given = ref.nac_scores([product], [product[:50]], ref.nac_auto_alpha(product), 4.0)
     got = ref.nac_scores([product], [product[:50]])
     np.testing.assert_array_equal(got, given)
-    assert has_power(got)
+    assert len(np.unique(got)) > 10
 
 
 @pytest.mark.parametrize("bins", ["log", "geometric"])
@@ -510,10 +533,11 @@ def test_nac_leave_one_out(head, bins):
 
 @pytest.mark.parametrize("pooling, bins", [("separate", "log"), ("product", "geometric")])
 def test_nac_of_a_network_has_power(pooling, bins):
-    """Scores of a convolutional network's layers take many values."""
-    net, X = networks.seeded(networks.SmallCNN), make_images(60)
+    """Scores take many values where `o_star` is beyond most counts."""
+    net, X = with_inputs(networks.SmallCNN, 60)
     products = ref.nac_products(net, X, ["conv1", None], pooling)
-    scores = ref.nac_scores([p[:30] for p in products], [p[30:] for p in products], bins=bins)
+    train, test = [p[:30] for p in products], [p[30:] for p in products]
+    scores = ref.nac_scores(train, test, "auto", 30, bins=bins)
     assert has_power(scores)
     assert 0 < scores.min() and scores.max() < 1
 
@@ -569,9 +593,7 @@ def test_gmm_parameters(clusters):
     lda = LinearDiscriminantAnalysis(solver="lsqr", store_covariance=True).fit(Z, y)
     tied = ref.gmm_fit(Z, y, "tied", 0.0)["covariances"]
     np.testing.assert_allclose(tied, np.stack([lda.covariance_] * 3), rtol=1e-10)
-    np.testing.assert_allclose(
-        ref.gmm_auto_reg_covar(1000 * Z + 7, y), 1e6 * reg_covar, rtol=1e-10
-    )
+    np.testing.assert_allclose(ref.gmm_auto_reg_covar(1000 * Z + 7, y), 1e6 * reg_covar, rtol=1e-10)
     single = ref.gmm_fit(Z, None, "full", 0.0)
     np.testing.assert_allclose(single["covariances"][0], np.cov(Z.T, bias=True), rtol=1e-10)
 

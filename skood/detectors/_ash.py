@@ -68,7 +68,9 @@ def sharpening(x, kept, bound):
     """
     s1, s2 = (values.sum(1, keepdim=True, dtype=torch.float64) for values in (x, kept))
     ratio = torch.nan_to_num(s1 / s2, nan=0.0, posinf=math.inf, neginf=-math.inf)
-    return torch.minimum(torch.maximum(ratio, -torch.as_tensor(bound)), torch.as_tensor(bound)).exp()
+    return torch.minimum(
+        torch.maximum(ratio, -torch.as_tensor(bound)), torch.as_tensor(bound)
+    ).exp()
 
 
 class Shaping(nn.Module):
@@ -239,9 +241,7 @@ class ASHDetector(BaseDetector):
         if self.layer is None:
             scorer = ASHHeadScorer(network.head, self.variant, self.percentile, score)
             return network.features(), scorer
-        edited = network.require_logits().edited(
-            self.layer, Shaping(self.variant, self.percentile)
-        )
+        edited = network.require_logits().edited(self.layer, Shaping(self.variant, self.percentile))
         return nn.Identity(), ASHNetworkScorer(edited, score)
 
     def _inspect(self, inputs):

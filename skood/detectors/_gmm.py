@@ -8,8 +8,9 @@ from numbers import Real
 import torch
 
 from skood._compat import Interval, StrOptions
+from skood._learning import LearningScorer
 from skood._moments import ClassMoments
-from skood.base import BaseDetector, LearningScorer
+from skood.base import BaseDetector
 
 # Whitened differences (rows, K, D) of a block of rows, in float64.
 BLOCK_BYTES = 64 * 2**20
@@ -90,9 +91,7 @@ class GMMScorer(LearningScorer):
             shape = "diag" if self.covariance_type == "spherical" else self.covariance_type
             if shape == "full":
                 check_memory(self.n_classes, features.shape[1], features.device)
-            self.moments = ClassMoments(
-                self.n_classes, features.shape[1], shape, features.device
-            )
+            self.moments = ClassMoments(self.n_classes, features.shape[1], shape, features.device)
         self.moments.update(features, codes)
 
     def finish(self):
@@ -164,15 +163,17 @@ class GMMScorer(LearningScorer):
 
     def forward(self, features):
         """Score features of shape (n_samples, D)."""
-        return torch.cat([
-            self._combine(
-                whiten(d, self.factors).square().sum(2),
-                self.half_log_dets,
-                self.log_weights,
-                d.shape[2],
-            )
-            for d, in self._blocks(features)
-        ])
+        return torch.cat(
+            [
+                self._combine(
+                    whiten(d, self.factors).square().sum(2),
+                    self.half_log_dets,
+                    self.log_weights,
+                    d.shape[2],
+                )
+                for (d,) in self._blocks(features)
+            ]
+        )
 
     def leave_one_out(self, inputs, codes, positions):
         """Score training rows under the Gaussians refitted without each; the ridge is kept.

@@ -207,5 +207,7 @@ class GradNormDetector(BaseDetector):
                     f"{closest_names(name, names)}"
                 )
         if not chosen:
-            raise ValueError(f"params={self.params!r} selects no parameter. {closest_names('', names)}")
+            raise ValueError(
+                f"params={self.params!r} selects no parameter. {closest_names('', names)}"
+            )
         return chosen

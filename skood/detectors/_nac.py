@@ -7,12 +7,16 @@ import numpy as np
 import torch
 
 from skood._compat import Interval, StrOptions
-from skood.base import BaseDetector, LearningScorer
+from skood._learning import LearningScorer
+from skood.base import BaseDetector
 from skood.functional import kl_to_uniform_grad
-from skood.network import GradientTaps
 
 PILOT_ROWS = 1000
 SATURATED = 1e-3
+# What "auto" makes of a standard deviation, as log-odds of the state. Logarithmic bins are dense
+# at 0. Geometric ones are evenly spread over ±13.8: with 0.5 two of them hold nearly all states
+# and the AUROC is that of chance (digits .50; .67 with 3).
+AUTO_SPREAD = {"log": 0.5, "geometric": 3.0}
 
 
 def bin_edges(bins, n_bins):
@@ -95,13 +99,11 @@ class NACScorer(LearningScorer):
         pilot = self._products(training.sample(PILOT_ROWS))
         widths = torch.tensor([p.shape[1] for p in pilot])
         alphas = [
-            a if a != "auto" else auto_alpha(p)
+            auto_alpha(p, self.bins) if a == "auto" else a
             for a, p in zip(per_layer(self.alpha, self.n_layers), pilot, strict=True)
         ]
         auto_o_star = min(50.0, max(1.0, training.n_samples / self.n_bins))
-        o_stars = [
-            auto_o_star if o == "auto" else o for o in per_layer(self.o_star, self.n_layers)
-        ]
+        o_stars = [auto_o_star if o == "auto" else o for o in per_layer(self.o_star, self.n_layers)]
 
         def spread(values):
             values = torch.as_tensor(values, dtype=torch.float64)
@@ -166,10 +168,11 @@ def per_layer(value, n_layers):
     return list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value] * n_layers
 
 
-def auto_alpha(products):
-    """Return 0.5 / standard deviation: most states then lie between 0.2 and 0.8."""
-    deviation = float(products.double().std())
-    return 0.5 / deviation if deviation > 0 and np.isfinite(0.5 / deviation) else 1.0
+def auto_alpha(products, bins):
+    """Return the steepness that spreads products of this standard deviation over the bins."""
+    deviation = float(products.double().std(correction=0))
+    alpha = AUTO_SPREAD[bins] / deviation if deviation > 0 else 1.0
+    return alpha if np.isfinite(alpha) else 1.0
 
 
 class NACDetector(BaseDetector):
@@ -194,9 +197,9 @@ class NACDetector(BaseDetector):
         The resolution M; even and at least 4 for ``bins="log"``.
     alpha : "auto", float, or list of these, default="auto"
         The steepness, or one a layer. "auto" is 0.5 / the standard deviation of
-        :math:`z \odot \partial \mathrm{KL} / \partial z` over up to 1000 training rows: a fixed
-        value depends on the scale and width of the network (with 100, 28-77 % of the states
-        saturated).
+        :math:`z \odot \partial \mathrm{KL} / \partial z` over up to 1000 training rows, 3 / it
+        for geometric bins: a fixed value depends on the scale and width of the network (with 100,
+        28-77 % of the states saturated).
     o_star : "auto", float, or list of these, default="auto"
         The count that covers a bin, or one a layer. "auto" is min(50, max(1, n / n_bins)).
     bins : {"log", "geometric"}, default="log"

@@ -6,7 +6,8 @@ from numbers import Integral, Real
 import torch
 
 from skood._compat import Interval
-from skood.base import BaseDetector, LearningScorer
+from skood._learning import LearningScorer
+from skood.base import BaseDetector
 from skood.functional import energy
 
 # A tile of inner products of 1024 queries and 8192 bank rows is 32 MiB of float32.
@@ -62,7 +63,12 @@ class NNGuideScorer(LearningScorer):
 
     def __init__(self, head, k, energy_weighted, bank_size):
         super().__init__()
-        self.head, self.k, self.energy_weighted, self.bank_size = head, k, energy_weighted, bank_size
+        self.head, self.k, self.energy_weighted, self.bank_size = (
+            head,
+            k,
+            energy_weighted,
+            bank_size,
+        )
         self.register_buffer("bank", None)
         # The bank row of each training row, -1 where it is not in the bank.
         self.slots = None

@@ -1,0 +1,161 @@
+"""Reading, editing and differentiating the layers of a private copy by hooks."""
+
+import contextlib
+import threading
+
+import torch
+from torch import nn
+
+from skood.functional import at_least_float32, kl_to_uniform_grad, pool
+
+
+class _Reached(BaseException):
+    """Ends a forward pass at the layer that was asked for."""
+
+
+class _Hooked(nn.Module):
+    """A network with hooks; what they see belongs to the thread that runs the pass."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        self._calls = threading.local()
+
+    @contextlib.contextmanager
+    def _recording(self):
+        self._calls.seen = {}
+        try:
+            yield self._calls.seen
+        finally:
+            del self._calls.seen
+
+    def _record(self, name, value):
+        """Keep what a layer gave; which layers are called may depend on the data."""
+        if name in self._calls.seen:
+            raise ValueError(f"The layer {name!r} was called twice in a pass. Name another layer.")
+        self._calls.seen[name] = value
+
+    def _require(self, names):
+        for name in names:
+            if name not in self._calls.seen:
+                raise ValueError(
+                    f"The layer {name!r} was not called in a pass. Name another layer."
+                )
+
+
+class LayerReader(_Hooked):
+    """Map X to the pooled output of a layer, and to the logits if asked.
+
+    Parameters
+    ----------
+    network : nn.Module
+        A private copy, for this alone.
+    name : str
+        The layer.
+    how : {"avg", "max", "token"} or None
+        See `skood.functional.pool`.
+    with_logits : bool
+        Otherwise the pass ends at the layer.
+    """
+
+    def __init__(self, network, name, how, with_logits):
+        super().__init__(network)
+        self.name, self.how, self.with_logits = name, how, with_logits
+        self.network.get_submodule(name).register_forward_hook(self._hook)
+
+    def _hook(self, _, args, output):
+        features = at_least_float32(pool(output, self.how))
+        # An in-place operation may follow and overwrite what was not reduced.
+        self._record(self.name, features.clone() if features is output else features)
+        if not self.with_logits:
+            raise _Reached
+
+    def forward(self, x):
+        """Return features, or ``(features, logits)``."""
+        with self._recording() as seen:
+            logits = None
+            with contextlib.suppress(_Reached):
+                logits = self.network(x)
+            self._require([self.name])
+            features = seen[self.name]
+        return (features, at_least_float32(logits)) if self.with_logits else features
+
+
+class LayerEditor(nn.Module):
+    """A network in which the output of a layer passes through another module first.
+
+    Parameters
+    ----------
+    network : nn.Module
+        A private copy, for this alone.
+    name : str
+        The layer.
+    edit : nn.Module
+        Maps the layer's output to a new tensor of the same shape.
+    """
+
+    def __init__(self, network, name, edit):
+        super().__init__()
+        self.network = network
+        self.network.get_submodule(name).register_forward_hook(lambda _, args, output: edit(output))
+
+    def forward(self, x):
+        """Map X to logits."""
+        return at_least_float32(self.network(x))
+
+
+class GradientTaps(_Hooked):
+    """Outputs of layers and gradients of KL(u‖p) there, from one forward and one backward pass.
+
+    Parameters
+    ----------
+    network : nn.Module
+        A private copy, for this alone.
+    names : list of str or None
+        The layers; None is what enters the last linear layer.
+    head_name : str
+        The last linear layer.
+    combine : callable
+        Maps (output, gradient) of a layer to a tensor of shape (n_samples, n_neurons).
+    """
+
+    def __init__(self, network, names, head_name, combine):
+        super().__init__(network)
+        self.names, self.combine = names, combine
+        for name in names:
+            if name is None:
+                self.network.get_submodule(head_name).register_forward_pre_hook(
+                    lambda _, args: (self._tap(None, args[0]), *args[1:])
+                )
+            else:
+                self.network.get_submodule(name).register_forward_hook(
+                    lambda _, args, output, name=name: self._tap(name, output)
+                )
+
+    def _tap(self, name, output):
+        if not output.requires_grad:
+            # The graph starts at the first tapped layer: nothing before it is kept.
+            output = output.detach().requires_grad_()
+        # An in-place operation that follows would replace both the value and its gradient; so we
+        # hold the edge and hand on a clone.
+        self._record(name, (output, torch.autograd.graph.get_gradient_edge(output)))
+        return output.clone()
+
+    def forward(self, x):
+        """Return the combined tensor of each layer, in the order of `names`."""
+        with torch.enable_grad(), self._recording() as seen:
+            logits = self.network(x)
+            self._require(self.names)
+            outputs, edges = zip(*(seen[name] for name in self.names), strict=True)
+            grad = kl_to_uniform_grad(at_least_float32(logits.detach())).to(logits.dtype)
+            grads = [None] * len(edges)
+            if logits.requires_grad:
+                grads = torch.autograd.grad(logits, edges, grad, allow_unused=True)
+        for name, grad in zip(self.names, grads, strict=True):
+            if grad is None:
+                raise ValueError(f"The logits do not depend on the layer {name!r}: name another.")
+        with torch.no_grad():
+            return tuple(
+                self.combine(at_least_float32(output.detach()), at_least_float32(grad))
+                for output, grad in zip(outputs, grads, strict=True)
+            )

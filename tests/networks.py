@@ -1,0 +1,303 @@
+"""Small networks with random weights and varied logits, each holding one trap."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def sample_inputs(net, n, seed=0):
+    """Draw float32 inputs for `net` that differ in contrast and level, as images do."""
+    rng = np.random.default_rng(seed)
+    each = (n,) + (1,) * len(net.input_shape)
+    X = rng.normal(size=(n, *net.input_shape)) * rng.uniform(0.3, 2.0, size=each)
+    return (X + rng.normal(size=each)).astype(np.float32)
+
+
+def seeded(cls, *args, seed=0, **kwargs):
+    """Build `cls(*args, **kwargs)` from a seed, in eval mode, leaving torch's generator alone.
+
+    Weights are large enough, statistics of BatchNorm far enough from 0 and 1, and the linear head
+    is scaled such that logits vary from row to row by about 2 and every class is predicted.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = cls(*args, **kwargs).eval()
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.running_mean, std=0.3)
+                nn.init.uniform_(module.running_var, 0.5, 2.0)
+            if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, std=0.3)
+        for name in getattr(net, "head_names", []):
+            _scale_head(net, net.get_submodule(name))
+    return net
+
+
+@torch.no_grad()
+def _scale_head(net, head):
+    """Give each logit of `head` standard deviation 2 and a mean near 0 on sample inputs."""
+    outputs = []
+    handle = head.register_forward_hook(lambda _, __, output: outputs.append(output))
+    net(torch.from_numpy(sample_inputs(net, 256, seed=1)))
+    handle.remove()
+    scale = 2 / outputs[0].std(dim=0)
+    shift = 0.3 * torch.randn(len(scale)) - (outputs[0].mean(dim=0) - head.bias) * scale
+    weight = head.weight * scale[:, None]
+    head.weight = nn.Parameter(weight) if isinstance(head.weight, nn.Parameter) else weight
+    head.bias = nn.Parameter(shift)
+
+
+class MLP(nn.Module):
+    """Plain case: one hidden layer, ReLU, a linear head `fc`."""
+
+    def __init__(self, in_features=8, hidden=16, classes=4):
+        super().__init__()
+        self.input_shape = (in_features,)
+        self.head_names = ["fc"]
+        self.hidden = nn.Linear(in_features, hidden)
+        self.relu = nn.ReLU()
+        self.fc = nn.Linear(hidden, classes)
+
+    def forward(self, x):
+        """Map (n, in_features) to logits."""
+        return self.fc(self.relu(self.hidden(x)))
+
+
+class SmallCNN(nn.Module):
+    """Trap: an in-place ReLU overwrites what BatchNorm returned; for (n, 1, 8, 8)."""
+
+    def __init__(self, classes=4, width=6):
+        super().__init__()
+        self.input_shape = (1, 8, 8)
+        self.head_names = ["fc"]
+        self.conv1 = nn.Conv2d(1, width, 3, padding=1)
+        self.bn = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(2 * width, classes)
+
+    def forward(self, x):
+        """Map (n, 1, 8, 8) to logits."""
+        x = self.relu(self.bn(self.conv1(x)))
+        x = self.relu(self.conv2(x))
+        return self.fc(self.avgpool(x).flatten(1))
+
+
+class Block(nn.Module):
+    """Trap: one in-place ReLU called twice, and an in-place sum with the skip connection."""
+
+    def __init__(self, in_channels, channels, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample = None
+        if stride != 1 or in_channels != channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x):
+        """Add the residual to `x`."""
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out += x if self.downsample is None else self.downsample(x)
+        return self.relu(out)
+
+
+class ResNet(nn.Module):
+    """Trap: skip connections cross any cut inside `layer1` to `layer4`, and ReLU is in-place."""
+
+    def __init__(self, classes=5, width=4, in_channels=3, blocks=1):
+        super().__init__()
+        self.input_shape = (in_channels, 16, 16)
+        self.head_names = ["fc"]
+        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = self._layer(width, width, blocks, 1)
+        self.layer2 = self._layer(width, 2 * width, blocks, 2)
+        self.layer3 = self._layer(2 * width, 4 * width, blocks, 2)
+        self.layer4 = self._layer(4 * width, 8 * width, blocks, 2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(8 * width, classes)
+
+    @staticmethod
+    def _layer(in_channels, channels, blocks, stride):
+        first = Block(in_channels, channels, stride)
+        return nn.Sequential(first, *(Block(channels, channels, 1) for _ in range(blocks - 1)))
+
+    def forward(self, x):
+        """Map (n, in_channels, H, W) to logits."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
+class EncoderLayer(nn.Module):
+    """Trap: nn.MultiheadAttention, a tuple as output, weights that no simple rule fits."""
+
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(dim)
+        self.self_attention = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.ln_2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, x):
+        """Map tokens (n, T, dim) to tokens."""
+        y = self.ln_1(x)
+        x = x + self.self_attention(y, y, y, need_weights=False)[0]
+        return x + self.mlp(self.ln_2(x))
+
+
+class Encoder(nn.Module):
+    """Trap: a parameter that is no layer's weight (the position embedding)."""
+
+    def __init__(self, tokens, dim, heads, depth):
+        super().__init__()
+        self.position = nn.Parameter(0.5 * torch.randn(1, tokens, dim))
+        self.layers = nn.Sequential(*(EncoderLayer(dim, heads) for _ in range(depth)))
+        self.ln = nn.LayerNorm(dim)
+
+    def forward(self, x):
+        """Map tokens (n, T, dim) to tokens."""
+        return self.ln(self.layers(x + self.position))
+
+
+class ViT(nn.Module):
+    """Trap: outputs are tokens (n, T, dim), only the class token enters `head`; (n, 1, 8, 8)."""
+
+    def __init__(self, classes=4, dim=12, heads=2, depth=2, patch=4, size=8):
+        super().__init__()
+        self.input_shape = (1, size, size)
+        self.head_names = ["head"]
+        self.conv_proj = nn.Conv2d(1, dim, patch, patch)
+        self.class_token = nn.Parameter(torch.randn(1, 1, dim))
+        self.encoder = Encoder((size // patch) ** 2 + 1, dim, heads, depth)
+        self.head = nn.Linear(dim, classes)
+
+    def forward(self, x):
+        """Map (n, 1, size, size) to logits."""
+        patches = self.conv_proj(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.class_token.expand(len(x), -1, -1), patches], dim=1)
+        return self.head(self.encoder(tokens)[:, 0])
+
+
+class DenseNetLike(nn.Module):
+    """Trap: layers read concatenations of all earlier outputs, and ReLU is a function."""
+
+    def __init__(self, classes=4, growth=4, layers=3):
+        super().__init__()
+        self.input_shape = (1, 8, 8)
+        self.head_names = ["classifier"]
+        self.conv0 = nn.Conv2d(1, growth, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(growth * (i + 1)) for i in range(layers))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(growth * (i + 1), growth, 3, padding=1) for i in range(layers)
+        )
+        self.norm = nn.BatchNorm2d(growth * (layers + 1))
+        self.classifier = nn.Linear(growth * (layers + 1), classes)
+
+    def forward(self, x):
+        """Map (n, 1, H, W) to logits."""
+        x = self.conv0(x)
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            x = torch.cat([x, conv(F.relu(norm(x)))], dim=1)
+        x = F.relu(self.norm(x), inplace=True)
+        return self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+class Segmenter(nn.Module):
+    """Trap: fully convolutional, no linear layer, logits (n, C, H, W)."""
+
+    def __init__(self, classes=3, width=6):
+        super().__init__()
+        self.input_shape = (1, 8, 8)
+        self.head_names = []
+        self.backbone = nn.Sequential(
+            nn.Conv2d(1, width, 3, stride=2, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(inplace=True),
+        )
+        self.classifier = nn.Conv2d(width, classes, 1)
+        nn.init.normal_(self.classifier.weight)
+
+    def forward(self, x):
+        """Map (n, 1, H, W) to logit maps of the same size."""
+        return F.interpolate(self.classifier(self.backbone(x)), scale_factor=2.0)
+
+
+class Branching(nn.Module):
+    """Trap: a branch on the data, which no tracer follows; rows do not depend on each other."""
+
+    def __init__(self, in_features=8, hidden=16, classes=4):
+        super().__init__()
+        self.input_shape = (in_features,)
+        self.head_names = ["fc"]
+        self.hidden = nn.Linear(in_features, hidden)
+        self.fc = nn.Linear(hidden, classes)
+
+    def forward(self, x):
+        """Map (n, in_features) to logits."""
+        x = self.hidden(x)
+        if bool((x < 0).any()):
+            x = x.clamp(min=0)
+        return self.fc(x)
+
+
+class TwoHeads(nn.Module):
+    """Trap: two linear heads; returns both logits ("tuple"), or their sum ("sum")."""
+
+    def __init__(self, in_features=8, hidden=16, classes=4, returns="tuple"):
+        super().__init__()
+        self.input_shape = (in_features,)
+        self.head_names = ["fc", "auxiliary"]
+        self.hidden = nn.Linear(in_features, hidden)
+        self.fc = nn.Linear(hidden, classes)
+        self.auxiliary = nn.Linear(hidden, classes)
+        self.returns = returns
+
+    def forward(self, x):
+        """Map (n, in_features) to two logits or to their sum."""
+        x = F.relu(self.hidden(x))
+        both = self.fc(x), self.auxiliary(x)
+        return both if self.returns == "tuple" else both[0] + both[1]
+
+
+class EndsInSoftmax(MLP):
+    """Trap: returns probabilities, so what leaves the network is not what leaves `fc`."""
+
+    def forward(self, x):
+        """Map (n, in_features) to probabilities."""
+        return super().forward(x).softmax(dim=1)
+
+
+class WeightNormed(MLP):
+    """Trap: weights are computed from other parameters, so no module owns its weight."""
+
+    def __init__(self, in_features=8, hidden=16, classes=4):
+        super().__init__(in_features, hidden, classes)
+        nn.utils.parametrizations.weight_norm(self.hidden)
+        nn.utils.parametrizations.weight_norm(self.fc)
+
+
+class WithDropout(MLP):
+    """Trap: random in train mode, by a module and by a function of `self.training`."""
+
+    def __init__(self, in_features=8, hidden=16, classes=4):
+        super().__init__(in_features, hidden, classes)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x):
+        """Map (n, in_features) to logits."""
+        x = F.dropout(x, 0.2, self.training)
+        return self.fc(self.dropout(self.relu(self.hidden(x))))

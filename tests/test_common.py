@@ -1,0 +1,848 @@
+"""What every detector promises: scikit-learn's checks, inputs, nothing of the user's changed."""
+
+import copy
+import io
+import pickle
+import threading
+import warnings
+
+import joblib
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import torch
+from detectors import DETECTORS, EXTRACTORS, IN_NETWORKS, SETTINGS, name_of
+from networks import MLP, EndsInSoftmax, ResNet, Segmenter, SmallCNN, TwoHeads, WithDropout, seeded
+from sklearn import config_context
+from sklearn.base import clone
+from sklearn.datasets import load_iris
+from sklearn.decomposition import PCA
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.exceptions import NotFittedError, UndefinedMetricWarning
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from torch import nn
+
+from skood import (
+    ASHDetector,
+    FeatureExtractor,
+    GMMDetector,
+    GradNormDetector,
+    NACDetector,
+    NNGuideDetector,
+)
+
+ALL = pytest.mark.parametrize("detector", SETTINGS, ids=name_of)
+EACH = pytest.mark.parametrize("detector", [cls() for cls in DETECTORS], ids=name_of)
+NETWORK = pytest.mark.parametrize("detector", IN_NETWORKS, ids=name_of)
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The features are signed", "ignore:lbfgs failed", "ignore:.*is singular"
+)
+
+
+@pytest.mark.filterwarnings("ignore")
+@parametrize_with_checks(SETTINGS + EXTRACTORS)
+def test_scikit_learn_checks(estimator, check):
+    check(estimator)
+
+
+def test_array_api_checks_run():
+    """They skip silently where scipy's array API support is off."""
+    from scipy._lib._array_api import SCIPY_ARRAY_API
+
+    assert SCIPY_ARRAY_API
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """Return a function that gives a detector fitted on iris, made once."""
+    X, y = load_iris(return_X_y=True)
+    cache = {}
+
+    def get(detector):
+        key = name_of(detector)
+        if key not in cache:
+            cache[key] = clone(detector).fit(X, y)
+        return cache[key]
+
+    return get
+
+
+def put(detector, net):
+    """Return a clone of a detector with a network."""
+    return clone(detector).set_params(model=net)
+
+
+# Inputs
+
+
+def as_memmap(X, tmp_path):
+    """Return X as a read-only memmap."""
+    np.save(tmp_path / "X.npy", X)
+    return np.load(tmp_path / "X.npy", mmap_mode="r")
+
+
+def read_only(X):
+    """Return a copy that cannot be written to."""
+    X = X.copy()
+    X.flags.writeable = False
+    return X
+
+
+FLOAT_INPUTS = {
+    "fortran": np.asfortranarray,
+    "read-only": read_only,
+    "negative stride": lambda X: X[::-1, ::-1].copy()[::-1, ::-1],
+    "big endian": lambda X: X.astype(">f8"),
+    "list": lambda X: X.tolist(),
+    "pandas": pd.DataFrame,
+    "polars": lambda X: pl.DataFrame(X, schema=list("abcd")),
+    "torch": torch.as_tensor,
+    "requires grad": lambda X: torch.as_tensor(X).clone().requires_grad_(),
+    "not contiguous": lambda X: torch.as_tensor(X.T.copy()).T,
+    "object": lambda X: X.astype(object),
+}
+
+
+@EACH
+@pytest.mark.parametrize("kind", FLOAT_INPUTS)
+@pytest.mark.filterwarnings("ignore:X (does not have|has) .*feature names")
+def test_kinds_of_input(detector, kind, fitted, iris):
+    X, y = iris
+    expected = fitted(detector).score_samples(X)
+    convert = FLOAT_INPUTS[kind]
+    np.testing.assert_allclose(fitted(detector).score_samples(convert(X)), expected, rtol=1e-10)
+    scores = clone(detector).fit(convert(X), y).score_samples(convert(X))
+    assert isinstance(scores, np.ndarray) and scores.dtype == np.float64
+    np.testing.assert_allclose(scores, expected, rtol=1e-10)
+
+
+@EACH
+def test_memmaps(detector, fitted, iris, tmp_path):
+    X, y = iris
+    memmap = as_memmap(X, tmp_path)
+    scores = clone(detector).fit(memmap, y).score_samples(memmap)
+    np.testing.assert_allclose(scores, fitted(detector).score_samples(X), rtol=1e-10)
+
+
+@EACH
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int64", "uint8", "uint16"])
+def test_dtypes(detector, dtype, iris):
+    """Beside float64; the head is given, since logistic regression itself differs in float32."""
+    X, y = iris
+    tensor = torch.as_tensor(10 * X).to(getattr(torch, dtype))
+    head = FrozenEstimator(LogisticRegression(max_iter=1000).fit(tensor.double().numpy(), y))
+    exact = put(detector, head).fit(tensor.double().numpy(), y)
+    exact = exact.score_samples(tensor.double().numpy())
+    found = put(detector, head).fit(tensor, y).score_samples(tensor)
+    assert found.dtype == (np.float32 if dtype == "float32" else np.float64)
+    if isinstance(detector, NACDetector):
+        assert np.isclose(found, exact).mean() > 0.95
+    else:
+        rtol = 1e-3 if dtype == "float32" else 1e-10
+        np.testing.assert_allclose(found, exact, rtol=rtol, atol=rtol)
+    if dtype != "bfloat16":
+        again = put(detector, head).fit(tensor.numpy(), y).score_samples(tensor.numpy())
+        np.testing.assert_array_equal(again, found)
+
+
+@ALL
+def test_results_follow_torch_under_dispatch(detector, iris):
+    X, y = (torch.as_tensor(a) for a in iris)
+    with config_context(array_api_dispatch=True):
+        detector = clone(detector).fit(X, y)
+        scores, labels = detector.score_samples(X), detector.predict(X)
+    assert isinstance(scores, torch.Tensor) and labels.dtype == torch.int64
+    assert isinstance(detector.known_classes_, torch.Tensor)
+
+
+@EACH
+def test_estimators_move_to_another_array_library(detector, iris):
+    from sklearn.utils._array_api import get_namespace_and_device, move_estimator_to
+
+    X, y = iris
+    detector = clone(detector).fit(X, y)
+    tensor = torch.as_tensor(X)
+    with config_context(array_api_dispatch=True):
+        xp, _, device = get_namespace_and_device(tensor)
+        with pytest.raises(ValueError, match="must use the same namespace"):
+            detector.predict(tensor)
+        moved = move_estimator_to(detector, xp, device)
+        found = moved.score_samples(tensor)
+    assert isinstance(moved.known_classes_, torch.Tensor)
+    np.testing.assert_allclose(found.numpy(), detector.score_samples(X), rtol=1e-12)
+
+
+@ALL
+def test_X_and_y_are_not_modified(detector, iris):
+    X, y = (a.copy() for a in iris)
+    tensor = torch.as_tensor(X.copy())
+    detector = clone(detector).fit(X, y)
+    detector.score_samples(tensor)
+    clone(detector).fit(tensor, y).predict(tensor)
+    for found, expected in zip((X, y, tensor.numpy()), (*iris, iris[0]), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_network_that_writes_to_its_input_does_not_reach_X(images):
+    X, y = images
+    net = nn.Sequential(nn.ReLU(inplace=True), seeded(SmallCNN)).eval()
+    before = X.copy()
+    for detector in IN_NETWORKS[::4]:
+        put(detector, net).fit(X, y).score_samples(torch.as_tensor(X))
+    np.testing.assert_array_equal(X, before)
+
+
+@EACH
+def test_two_rows_are_enough(detector):
+    X = np.array([[0.0, 1.0], [2.0, 0.5]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for y in (None, [0, 0], [0, 1]):
+            scores = clone(detector).fit(X, y).score_samples([[0.0, 1.0], [50.0, 50.0]])
+            assert np.isfinite(scores).all()
+
+
+@EACH
+@pytest.mark.parametrize("shape", [(30, 4, 3, 3), (30, 5, 4)])
+def test_maps_and_tokens_without_a_network_are_averaged(detector, shape, rng):
+    X, y = rng.normal(size=shape), np.arange(30) % 3
+    pooled = X.mean((2, 3)) if len(shape) == 4 else X.mean(1)
+    np.testing.assert_allclose(
+        clone(detector).fit(X, y).score_samples(X),
+        clone(detector).fit(pooled, y).score_samples(pooled),
+        rtol=1e-8,
+    )
+
+
+# Labels
+
+
+@EACH
+@pytest.mark.parametrize(
+    "relabel",
+    [
+        lambda y: y,
+        lambda y: np.array(["cat", "dog", "emu"])[y],
+        lambda y: pd.Series(y),
+        lambda y: torch.as_tensor(y),
+        lambda y: y.astype(float),
+        lambda y: [int(label) for label in y],
+    ],
+    ids=["int", "str", "series", "tensor", "float", "list"],
+)
+def test_ood_rows_are_left_out_and_counted(detector, relabel, iris, fitted):
+    X, y = iris
+    X_ood = X[:20] * 3 + 5
+    labels = relabel(y)
+    mixed = (
+        list(labels) + [-1] * 20
+        if not isinstance(labels, torch.Tensor)
+        else torch.cat([labels, -torch.ones(20, dtype=torch.int64)])
+    )
+    detector = clone(detector).fit(np.vstack([X, X_ood]), mixed)
+    np.testing.assert_allclose(detector.score_samples(X), fitted(detector).score_samples(X))
+    assert detector.known_classes_.tolist() == sorted(set(np.asarray(labels).tolist()))
+    assert not hasattr(detector, "classes_")
+    score = detector.score(np.vstack([X, X_ood]), mixed)
+    scores = detector.score_samples(np.vstack([X, X_ood]))
+    wins = (scores[:150, None] > scores[150:]) + 0.5 * (scores[:150, None] == scores[150:])
+    assert score == pytest.approx(wins.mean())
+
+
+@EACH
+def test_classes_that_fit_did_not_see_count_as_ood(detector, iris):
+    X, y = iris
+    labelled = clone(detector).fit(X[y < 2], y[y < 2])
+    assert labelled.score(X, y) == pytest.approx(labelled.score(X, np.where(y < 2, y, -1)))
+    unlabelled = clone(detector).fit(X[y < 2])
+    with pytest.warns(UndefinedMetricWarning):
+        assert np.isnan(unlabelled.score(X, y))
+
+
+def test_a_network_that_may_know_unseen_classes_is_warned_of(iris):
+    X, y = iris
+    net = seeded(MLP, in_features=4, classes=3).double()
+    detector = GMMDetector(net).fit(X[y < 2], y[y < 2])
+    with pytest.warns(UserWarning, match="50 rows of the classes 2, which fit did not see"):
+        detector.score(X, y)
+    frozen = FrozenEstimator(LogisticRegression(max_iter=1000).fit(X, y))
+    detector = GMMDetector(frozen).fit(X[y < 2], y[y < 2])
+    with pytest.warns(UndefinedMetricWarning):
+        assert np.isnan(detector.score(X, y))
+
+
+@EACH
+def test_fit_predict_does_not_drop_y(detector, iris):
+    X, y = iris
+    y = np.where(y == 2, -1, y)
+    expected = clone(detector).fit(X, y).predict(X)
+    np.testing.assert_array_equal(clone(detector).fit_predict(X, y), expected)
+
+
+# The network
+
+
+def snapshot(net):
+    """Return everything of a network that could be changed."""
+    return {
+        "state": {k: v.clone() for k, v in net.state_dict().items()},
+        "identity": [id(p) for p in net.parameters()] + [id(b) for b in net.buffers()],
+        "training": [m.training for m in net.modules()],
+        "requires_grad": [p.requires_grad for p in net.parameters()],
+        "grad": [None if p.grad is None else p.grad.clone() for p in net.parameters()],
+        "device": [p.device for p in net.parameters()],
+        "hooks": [
+            (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks))
+            for m in net.modules()
+        ],
+        "modules": [id(m) for m in net.modules()],
+    }
+
+
+def assert_untouched(net, before):
+    """Compare a network to its snapshot, bit by bit."""
+    after = snapshot(net)
+    for name, tensor in before.pop("state").items():
+        assert torch.equal(tensor, after["state"][name]), name
+    for a, b in zip(before.pop("grad"), after.pop("grad"), strict=True):
+        assert a is b is None or torch.equal(a, b)
+    after.pop("state")
+    assert before == after
+
+
+@NETWORK
+def test_the_network_is_untouched(detector, images):
+    X, y = images
+    net = seeded(SmallCNN).train()
+    net.conv1.weight.requires_grad_(False)
+    net(torch.as_tensor(X)).sum().backward()
+    before = snapshot(net)
+    detector = put(detector, net).fit(X, y)
+    detector.score_samples(X)
+    assert_untouched(net, before)
+
+
+@NETWORK
+def test_the_network_is_untouched_when_fit_fails_half_way(detector, images):
+    X, y = images
+    X = X.copy()
+    X[-1] = np.nan
+    net = seeded(SmallCNN).train()
+    before = snapshot(net)
+    with pytest.raises(ValueError, match="NaN"):
+        put(detector, net).set_params(batch_size=8).fit(X, y)
+    assert_untouched(net, before)
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+@NETWORK
+def test_train_mode_frozen_weights_and_inference_mode_change_nothing(detector, images):
+    X, y = images
+    net = seeded(SmallCNN)
+    expected = put(detector, net).fit(X, y).score_samples(X)
+    trained = copy.deepcopy(net).train().requires_grad_(False)
+    with torch.inference_mode():
+        found = put(detector, trained).fit(X, y).score_samples(torch.as_tensor(X))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_dropout_is_off(iris):
+    X, y = iris
+    net = seeded(WithDropout, in_features=4).double().train()
+    detector = ASHDetector(net).fit(X, y)
+    np.testing.assert_array_equal(detector.score_samples(X), detector.score_samples(X))
+    assert net.training and net.dropout.training
+
+
+def test_half_precision_networks(images):
+    X, y = images
+    for dtype in (torch.bfloat16, torch.float16):
+        net = seeded(SmallCNN).to(dtype)
+        for detector in (ASHDetector(net), ASHDetector(net, "conv2"), NACDetector(net, ["conv2"])):
+            scores = detector.fit(X, y).score_samples(X)
+            exact = clone(detector).set_params(model=copy.deepcopy(net).float()).fit(X, y)
+            assert scores.dtype == np.float32
+            assert np.isfinite(scores).all()
+            if isinstance(detector, ASHDetector):
+                assert np.corrcoef(scores, exact.score_samples(X))[0, 1] > 0.99
+
+
+def test_wrapped_networks(images):
+    X, y = images
+    net = seeded(SmallCNN)
+    expected = GMMDetector(net).fit(X, y).score_samples(X)
+    for wrapped in (nn.DataParallel(net), torch.compile(net)):
+        found = GMMDetector(wrapped).fit(X, y).score_samples(X)
+        np.testing.assert_array_equal(found, expected)
+    scripted = torch.jit.trace(net, torch.as_tensor(X))
+    with pytest.raises(TypeError, match="TorchScript"):
+        GMMDetector(scripted).fit(X, y)
+
+
+def test_training_the_network_further_is_noticed(images):
+    X, y = images
+    net = seeded(SmallCNN)
+    detector = GMMDetector(net).fit(X, y)
+    with torch.no_grad():
+        net.conv1.weight.add_(1)
+    with pytest.warns(UserWarning, match="trained further"):
+        detector.score_samples(X)
+
+
+@NETWORK
+def test_threads_share_a_detector(detector, images):
+    X, y = images
+    detector = put(detector, seeded(SmallCNN)).fit(X, y)
+    blocks = [X + i for i in range(4)]
+    expected = [detector.score_samples(block) for block in blocks]
+    wrong = []
+
+    def work(i):
+        for _ in range(5):
+            if not np.array_equal(detector.score_samples(blocks[i]), expected[i]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+# Composition
+
+
+@ALL
+def test_clone_and_set_params(detector, fitted, iris):
+    X, y = iris
+    twin = clone(fitted(detector))
+    assert repr(twin) == repr(detector) and not hasattr(twin, "offset_")
+    np.testing.assert_array_equal(twin.fit(X, y).predict(X), fitted(detector).predict(X))
+
+
+def test_clone_shares_the_network():
+    net = nn.Linear(4, 3)
+    for cls in DETECTORS:
+        assert clone(cls(net)).model is net
+        assert clone(make_pipeline(FeatureExtractor(net), cls(net)))[-1].model is net
+    frozen = FrozenEstimator(LogisticRegression())
+    assert clone(ASHDetector(frozen)).model is frozen
+    classifier = LogisticRegression()
+    assert clone(ASHDetector(classifier)).model is not classifier
+
+
+@ALL
+def test_pickle_and_joblib(detector, fitted, iris, tmp_path):
+    X, _ = iris
+    detector = fitted(detector)
+    joblib.dump(detector, tmp_path / "detector.joblib")
+    for twin in (
+        pickle.loads(pickle.dumps(detector)),
+        joblib.load(tmp_path / "detector.joblib"),
+        copy.deepcopy(detector),
+    ):
+        np.testing.assert_array_equal(twin.decision_function(X), detector.decision_function(X))
+        assert twin.offset_ == detector.offset_
+
+
+@NETWORK
+def test_pickle_with_a_network(detector, images):
+    X, y = images
+    detector = put(detector, seeded(SmallCNN)).fit(X, y)
+    twin = pickle.loads(pickle.dumps(detector))
+    np.testing.assert_array_equal(twin.score_samples(X), detector.score_samples(X))
+
+
+def test_a_pickle_holds_no_tensor_of_ours(iris):
+    X, y = iris
+    for cls in DETECTORS:
+        state = cls().fit(X, y).__getstate__()
+        assert "scorer_" not in state and "_network" not in state
+        buffer = io.BytesIO()
+        pickle.dump(state, buffer)
+        assert b"torch" not in buffer.getvalue()
+
+
+@EACH
+def test_pipelines(detector, iris):
+    X, y = iris
+    pipeline = make_pipeline(PCA(3), clone(detector)).fit(X, y)
+    Z = pipeline[0].transform(X)
+    np.testing.assert_array_equal(pipeline.predict(X), clone(detector).fit(Z, y).predict(Z))
+    assert pipeline.score(X, np.where(y == 1, -1, y)) >= 0
+
+
+@EACH
+def test_pipeline_with_features_of_a_network(detector, images):
+    X, y = images
+    net = seeded(SmallCNN)
+    head = None if isinstance(detector, GMMDetector) else net.fc
+    pipeline = Pipeline(
+        [("features", FeatureExtractor(net)), ("ood", clone(detector).set_params(model=head))]
+    )
+    direct = put(detector, net)
+    np.testing.assert_allclose(
+        pipeline.fit(X, y).score_samples(X), direct.fit(X, y).score_samples(X), rtol=1e-5
+    )
+
+
+SEARCHES = {
+    "percentile": (ASHDetector(), {"percentile": [0.0, 0.5], "variant": ["s", "p", "b"]}),
+    "k": (NNGuideDetector(), {"k": [1, 5], "energy_weighted": [True, False]}),
+    "pipeline": (make_pipeline(PCA(3), NNGuideDetector()), {"nnguidedetector__k": [1, 10]}),
+}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_searches_give_the_same_sequential_in_threads_and_in_processes(name, iris):
+    X, y = iris
+    X = np.vstack([X, X[:30] * 2 + 1])
+    y = np.r_[y, -np.ones(30, dtype=int)]
+    estimator, grid = SEARCHES[name]
+    cv = StratifiedKFold(3, shuffle=True, random_state=0)
+    results = []
+    for backend in ("sequential", "threading", "loky"):
+        with joblib.parallel_config(backend, n_jobs=2):
+            search = GridSearchCV(estimator, grid, cv=cv).fit(X, y)
+        results.append(search.cv_results_["mean_test_score"])
+        assert np.isfinite(results[-1]).all() and len(set(results[-1])) > 1
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-9)
+    np.testing.assert_allclose(results[0], results[2], rtol=1e-9)
+
+
+def test_cross_val_score_of_a_network(images):
+    X, y = images
+    y = np.where(y == 3, -1, y)
+    cv = StratifiedKFold(2, shuffle=True, random_state=0)
+    scores = cross_val_score(GMMDetector(seeded(SmallCNN), reg_covar=0.1), X, y, cv=cv)
+    assert np.isfinite(scores).all()
+
+
+# What model may be
+
+
+class Classifier(nn.Module):
+    """A small network for skorch."""
+
+    def __init__(self, width=8, softmax=False):
+        super().__init__()
+        self.hidden = nn.Linear(4, width)
+        self.fc = nn.Linear(width, 3)
+        self.softmax = softmax
+
+    def forward(self, X):
+        """Map features to logits."""
+        logits = self.fc(torch.relu(self.hidden(X)))
+        return logits.softmax(1) if self.softmax else logits
+
+
+def skorch_net(**kwargs):
+    """Return an unfitted skorch net."""
+    from skorch import NeuralNetClassifier
+
+    torch.manual_seed(0)
+    settings = {"criterion": nn.CrossEntropyLoss, "max_epochs": 3, "lr": 0.1, "verbose": 0}
+    return NeuralNetClassifier(Classifier, train_split=None, **{**settings, **kwargs})
+
+
+@EACH
+def test_an_unfitted_skorch_net_is_fitted(detector, iris):
+    X, y = iris
+    names = np.array(["a", "b", "c"], dtype=object)[y]
+    names[:10] = -1
+    net = skorch_net()
+    detector = put(detector, net).fit(X, names)
+    assert not getattr(net, "initialized_", False)
+    with_module = put(detector, detector.model_.module_).fit(X, names)
+    np.testing.assert_array_equal(with_module.score_samples(X), detector.score_samples(X))
+    assert detector.known_classes_.tolist() == ["a", "b", "c"]
+    twin = pickle.loads(pickle.dumps(detector))
+    np.testing.assert_array_equal(twin.score_samples(X), detector.score_samples(X))
+
+
+def test_a_search_over_the_learning_rate_of_a_skorch_net(iris):
+    X, y = iris
+    X = np.vstack([X, X[:30] * 2 + 1])
+    y = np.r_[y, -np.ones(30, dtype=int)]
+    cv = StratifiedKFold(2, shuffle=True, random_state=0)
+    grid = {"model__lr": [0.001, 0.1], "model__module__width": [4, 8]}
+    search = GridSearchCV(GMMDetector(skorch_net()), grid, cv=cv, error_score="raise").fit(X, y)
+    assert len(set(search.cv_results_["mean_test_score"])) > 2
+
+
+@EACH
+def test_frozen_models_are_used_as_they_are(detector, iris):
+    X, y = iris
+    net = skorch_net().fit(X.astype(np.float32), y)
+    by_module = put(detector, net.module_).fit(X, y).score_samples(X)
+    frozen = put(detector, FrozenEstimator(net)).fit(X, y)
+    np.testing.assert_array_equal(frozen.score_samples(X), by_module)
+    assert not hasattr(frozen, "model_")
+
+
+@EACH
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_linear_classifiers(detector, n_classes, iris):
+    X, y = (a[iris[1] < n_classes] for a in iris)
+    classifier = LogisticRegression(max_iter=1000)
+    expected = clone(detector).fit(X, y).score_samples(X)
+    found = put(detector, classifier).fit(X, y).score_samples(X)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    frozen = put(detector, FrozenEstimator(clone(classifier).fit(X, y))).fit(X, y)
+    np.testing.assert_allclose(frozen.score_samples(X), expected, rtol=1e-10)
+
+
+def test_a_binary_head_has_the_right_energy(iris):
+    X, y = (a[iris[1] < 2] for a in iris)
+    z = LogisticRegression(max_iter=1000).fit(X, y).decision_function(X)
+    found = ASHDetector(variant="p", percentile=0).fit(X, y).score_samples(X)
+    np.testing.assert_allclose(found, np.logaddexp(-z / 2, z / 2), rtol=1e-10)
+
+
+def test_plain_baselines(images):
+    X, y = images
+    net = seeded(SmallCNN)
+    with torch.no_grad():
+        logits = net(torch.as_tensor(X))
+    energy = ASHDetector(net, variant="p", percentile=0).fit(X)
+    np.testing.assert_allclose(energy.score_samples(X), logits.logsumexp(1), rtol=1e-5)
+    msp = ASHDetector(net, variant="p", percentile=0, logit_score="msp").fit(X)
+    np.testing.assert_allclose(msp.score_samples(X), logits.softmax(1).amax(1), rtol=1e-5)
+
+
+# Bad input
+
+
+@EACH
+def test_bad_X_and_y(detector, iris):
+    X, y = iris
+    with_nan, with_inf = X.copy(), X.copy()
+    with_nan[100, 2], with_inf[3, 0] = np.nan, np.inf
+    cases = [
+        (with_nan, y, "Input X contains NaN"),
+        (torch.as_tensor(with_nan), y, "Input X contains NaN"),
+        (with_inf, y, "Input X contains infinity"),
+        (X[:0], y[:0], "0 sample"),
+        (X[:1], y[:1], "1 sample"),
+        (torch.as_tensor(X[:1]), y[:1], "1 sample"),
+        (X[:, 0], y, "Reshape your data"),
+        (torch.as_tensor(X[:, 0]), y, "Reshape your data"),
+        (X, y[:-1], "inconsistent numbers of samples"),
+        (X, -np.ones(150), "0 in-distribution sample"),
+        (X, np.where(np.arange(150) == 3, 1, -1), "1 in-distribution sample"),
+        (X, X[:, 0], "continuous"),
+        (X, np.where(y == 1, np.nan, y), "Input y contains NaN"),
+        (X, ["-1"] * 150, "marked by a negative number, not by a string"),
+        (X.astype(complex), y, "Complex data not supported"),
+        (torch.as_tensor(X).to(torch.complex64), y, "Complex data not supported"),
+    ]
+    for bad_X, bad_y, message in cases:
+        with pytest.raises(ValueError, match=message):
+            clone(detector).fit(bad_X, bad_y)
+    with pytest.raises(TypeError, match="mix the types"):
+        clone(detector).fit(X, ["a"] * 75 + [3] * 75)
+    with pytest.raises(TypeError, match="[Ss]parse"):
+        from scipy.sparse import csr_array
+
+        clone(detector).fit(csr_array(X), y)
+
+
+@EACH
+def test_bad_X_after_fit(detector, fitted, iris):
+    X, y = iris
+    with pytest.raises(NotFittedError):
+        clone(detector).predict(X)
+    with pytest.raises(ValueError, match="3 features"):
+        fitted(detector).predict(X[:, :3])
+    with pytest.raises(ValueError, match="NaN"):
+        fitted(detector).score_samples(np.full((2, 4), np.nan))
+    with pytest.raises(ValueError, match="score needs y"):
+        fitted(detector).score(X, None)
+
+
+@pytest.mark.parametrize(
+    ("detector", "message"),
+    [
+        (NNGuideDetector(k=0), "'k' parameter"),
+        (NNGuideDetector(bank_size=0), "'bank_size' parameter"),
+        (NNGuideDetector(bank_size=1.5), "'bank_size' parameter"),
+        (ASHDetector(percentile=1.0), "'percentile' parameter"),
+        (ASHDetector(percentile=-0.1), "'percentile' parameter"),
+        (ASHDetector(variant="x"), "'variant' parameter"),
+        (ASHDetector(false_alarm_rate=0.0), "'false_alarm_rate' parameter"),
+        (ASHDetector(false_alarm_rate=0.6), "'false_alarm_rate' parameter"),
+        (ASHDetector(batch_size=0), "'batch_size' parameter"),
+        (GradNormDetector(temperature=0), "'temperature' parameter"),
+        (GradNormDetector(params=["wieght"]), "Did you mean 'weight'"),
+        (GradNormDetector(params=lambda name: False), "selects no parameter"),
+        (NACDetector(n_bins=7), "n_bins=7 must be even"),
+        (NACDetector(n_bins=2), "n_bins=2 must be even and at least 4"),
+        (NACDetector(alpha=[1.0, 2.0]), "alpha has 2 entries for 1 layers"),
+        (NACDetector(alpha=[-1.0]), "alpha must be 'auto' or positive"),
+        (
+            NACDetector(layers=["conv1"]),
+            "layer='conv1' names a submodule, but there is no network to",
+        ),
+        (NACDetector(layers=[]), "must name at least one layer"),
+        (GMMDetector(layer="conv1"), "layer='conv1' names a submodule, but there is no network to"),
+        (GMMDetector(reg_covar=-1.0), "'reg_covar' parameter"),
+        (ASHDetector(device="nowhere"), "device='nowhere' cannot be used here"),
+        (ASHDetector(device="cuda:77"), "device='cuda:77' cannot be used here"),
+    ],
+    ids=lambda value: name_of(value) if not isinstance(value, str) else "",
+)
+def test_bad_parameters(detector, message, iris):
+    with pytest.raises(ValueError, match=message):
+        detector.fit(*iris)
+
+
+@NETWORK
+def test_unknown_layers_name_the_near_misses(detector, images):
+    if isinstance(detector, GradNormDetector):
+        detector = put(detector, seeded(SmallCNN)).set_params(params=["conv1.weigt"])
+        message = "Did you mean 'conv1.weight'"
+    else:
+        wrong = {"layers": ["conv3"]} if isinstance(detector, NACDetector) else {"layer": "conv3"}
+        detector = put(detector, seeded(SmallCNN)).set_params(**wrong)
+        message = "SmallCNN has no layer 'conv3'. Did you mean 'conv"
+    with pytest.raises(ValueError, match=message):
+        detector.fit(*images)
+
+
+@EACH
+def test_networks_that_cannot_be_cut(detector, iris, images):
+    X, y = iris
+    logits_needed = [
+        (seeded(EndsInSoftmax, in_features=4), ValueError, "ends in a softmax"),
+        (seeded(TwoHeads, in_features=4), TypeError, "returns a tuple"),
+        (seeded(TwoHeads, in_features=4, returns="sum"), ValueError, "after its last linear"),
+        (nn.Sequential(nn.Linear(4, 3), nn.LogSoftmax(1)), ValueError, "ends in a log-softmax"),
+        (RandomForestClassifier(n_estimators=2), TypeError, "no coef_ and intercept_"),
+        (MLP, TypeError, "model is a class"),
+        ("net", TypeError, "model is str"),
+        (nn.LazyLinear(3), ValueError, "lazy parameters"),
+        (FrozenEstimator(LogisticRegression()), NotFittedError, "not fitted"),
+        (FrozenEstimator(skorch_net()), NotFittedError, "not fitted"),
+        (skorch_net(module__softmax=True, criterion=nn.NLLLoss), ValueError, "ends in a softmax"),
+        (nn.Linear(5, 3).double(), ValueError, "takes 5 features"),
+    ]
+    for model, error, message in logits_needed:
+        with pytest.raises(error, match=message):
+            put(detector, model).fit(X.astype(np.float32), y)
+    with pytest.raises(ValueError, match="calls no nn.Linear.*Name the layer.*'backbone'"):
+        put(detector, seeded(Segmenter)).fit(*images)
+
+
+@EACH
+@pytest.mark.parametrize("model", [LogisticRegression(), skorch_net()], ids=["sklearn", "skorch"])
+def test_a_classifier_to_be_fitted_needs_two_classes(detector, model, iris):
+    X, y = iris
+    for labels, got in ((None, "no y"), (np.zeros(150, dtype=int), "one class")):
+        with pytest.raises(ValueError, match=f"at least two classes in y; got {got}"):
+            put(detector, model).fit(X, labels)
+
+
+def test_a_container_is_no_layer():
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = block(x)
+            return self.fc(x)
+
+    X = np.random.default_rng(0).normal(size=(10, 4))
+    with pytest.raises(ValueError, match="never calls the layer 'blocks'.*'blocks.0'"):
+        GMMDetector(Listed(), "blocks").fit(X)
+
+
+def test_non_finite_activations_are_told(images):
+    X, y = images
+    net = seeded(SmallCNN)
+    with torch.no_grad():
+        net.conv1.weight.mul_(1e38)
+    with pytest.raises(ValueError, match="network gives NaN or infinity"):
+        GMMDetector(net).fit(1e3 * X, y)
+    with pytest.raises(ValueError, match="lower `percentile`"):
+        ASHDetector(net, "conv1").fit(1e3 * X, y)
+
+
+def test_k_beyond_the_bank_is_told(iris):
+    X, y = iris
+    with pytest.warns(UserWarning, match="k=1000 is more than the 150 rows"):
+        detector = NNGuideDetector(k=1000).fit(X, y)
+    assert detector.k_ == 150
+
+
+def test_signed_features_are_told_to_ash(iris):
+    X, y = iris
+    with pytest.warns(UserWarning, match="features are signed"):
+        ASHDetector().fit(X - X.mean(0), y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ASHDetector().fit(X, y)
+
+
+def test_saturated_neurons_are_told(iris):
+    X, y = iris
+    with pytest.warns(UserWarning, match="neuron states are saturated"):
+        NACDetector(alpha=1e9).fit(X, y)
+
+
+def test_full_covariances_that_do_not_fit_are_told(monkeypatch):
+    X = np.random.default_rng(0).normal(size=(4, 50_000)).astype(np.float32)
+    with pytest.raises(ValueError, match="GiB.*'tied'"):
+        GMMDetector().fit(X, [0, 0, 1, 1])
+    assert np.isfinite(GMMDetector(covariance_type="diag").fit(X).score_samples(X)).all()
+
+
+def test_gaussians_that_are_singular_are_told(iris):
+    X, y = iris
+    flat = X.copy()
+    flat[:, 1] = 7
+    for covariance_type in ("full", "diag"):
+        detector = GMMDetector(reg_covar=0, covariance_type=covariance_type)
+        with pytest.warns(UserWarning, match=r"covariance of class 2 \(50 rows.* is singular"):
+            assert np.isfinite(detector.fit(flat, y).score_samples(X)).all()
+    one_row = np.r_[0, np.ones(149, dtype=int)]
+    with pytest.warns(UserWarning, match=r"class 0 \(1 rows"):
+        GMMDetector(reg_covar=0).fit(X, one_row)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("detector", SETTINGS + IN_NETWORKS, ids=name_of)
+def test_cuda_equals_cpu(detector, iris, images):
+    X, y = iris
+    net = None
+    if detector in IN_NETWORKS:
+        X, y = images
+        net = seeded(SmallCNN)
+    on_cpu = put(detector, net).fit(X, y)
+    on_gpu = put(detector, None if net is None else copy.deepcopy(net).cuda())
+    on_gpu = on_gpu.set_params(device="cuda").fit(X, y)
+    np.testing.assert_allclose(on_gpu.score_samples(X), on_cpu.score_samples(X), rtol=1e-3)
+    with config_context(array_api_dispatch=True):
+        tensor = torch.as_tensor(X).cuda()
+        scores = clone(on_gpu).fit(tensor, y).score_samples(tensor)
+    assert scores.is_cuda
+
+
+def test_resnet_blocks_for_every_detector(rng):
+    X, y = rng.normal(size=(12, 3, 8, 8)).astype(np.float32), np.arange(12) % 3
+    net = seeded(ResNet)
+    for detector in (
+        ASHDetector(net, "layer4"),
+        GMMDetector(net, "layer2", reg_covar=0.1),
+        NACDetector(net, ["layer1", "layer2", "layer3", "avgpool"]),
+        NNGuideDetector(net, "layer3", k=2),
+    ):
+        assert np.isfinite(detector.fit(X, y).score_samples(X)).all()
