@@ -200,7 +200,7 @@ class ASHDetector(BaseDetector):
     >>> from sklearn.datasets import load_iris
     >>> from skood import ASHDetector
     >>> X, y = load_iris(return_X_y=True)
-    >>> detector = ASHDetector(percentile=0.25).fit(X, y)
+    >>> detector = ASHDetector(percentile=0.5).fit(X, y)
     >>> detector.predict([[5.1, 3.5, 1.4, 0.2], [0.0, 0.0, 0.0, 0.0]])
     array([ 1, -1])
     """

@@ -1,0 +1,179 @@
+"""The feature extractor, and how often `fit` runs the network."""
+
+import pickle
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from detectors import IN_NETWORKS, name_of
+from networks import SmallCNN, ViT, seeded
+from sklearn import config_context
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import Pipeline, make_pipeline
+
+from skood import FeatureExtractor, GMMDetector, NNGuideDetector
+from skood._arrays import TensorStore
+
+
+class Counting(SmallCNN):
+    """A network that counts the rows and batches it sees, over all of its copies."""
+
+    seen = {"rows": 0, "batches": 0}
+
+    def forward(self, x):
+        """Map (n, 1, 8, 8) to logits."""
+        self.seen["rows"] += len(x)
+        self.seen["batches"] += 1
+        return super().forward(x)
+
+
+@pytest.fixture
+def counting():
+    """Return a counting network, and a function that reads and resets its counts."""
+    net = seeded(Counting)
+
+    def read():
+        counts = dict(net.seen)
+        net.seen.update(rows=0, batches=0)
+        return counts
+
+    read()
+    return net, read
+
+
+@pytest.mark.parametrize("detector", IN_NETWORKS, ids=name_of)
+def test_fit_runs_the_network_once(detector, counting, images):
+    net, read = counting
+    detector = clone(detector).set_params(model=net, batch_size=7)
+    if detector.get_params().get("params") == "all":
+        return
+    detector.fit(*images)
+    assert read() == {"rows": 24 + 2, "batches": 4 + 1}
+    detector.score_samples(images[0])
+    assert read() == {"rows": 24, "batches": 4}
+
+
+@pytest.mark.parametrize("detector", IN_NETWORKS, ids=name_of)
+def test_features_beyond_working_memory_go_to_a_file(detector, images, monkeypatch):
+    X, y = images
+    detector = clone(detector).set_params(model=seeded(SmallCNN), batch_size=7)
+    expected = clone(detector).fit(X, y)
+    placed = []
+    allocate = TensorStore._allocate
+
+    def spy(self, tensor, in_memory):
+        placed.append(in_memory)
+        return allocate(self, tensor, in_memory)
+
+    monkeypatch.setattr(TensorStore, "_allocate", spy)
+    with config_context(working_memory=1e-6):
+        found = clone(detector).fit(X, y)
+    assert not any(placed)
+    assert found.offset_ == expected.offset_
+    np.testing.assert_array_equal(found.score_samples(X), expected.score_samples(X))
+
+
+def test_the_identity_without_a_network(rng):
+    X = rng.normal(size=(10, 4))
+    extractor = FeatureExtractor().fit(X)
+    found = extractor.transform(X)
+    np.testing.assert_array_equal(found, X)
+    assert not np.shares_memory(found, X)
+
+
+def test_names_frames_and_pickles(images):
+    X, _ = images
+    extractor = FeatureExtractor(seeded(SmallCNN)).set_output(transform="pandas").fit(X)
+    frame = extractor.transform(X)
+    assert list(frame.columns) == [f"featureextractor{i}" for i in range(12)]
+    twin = pickle.loads(pickle.dumps(extractor))
+    np.testing.assert_array_equal(twin.transform(X), frame)
+
+
+def test_the_first_token_is_of_tokens(images):
+    X, _ = images
+    with pytest.raises(ValueError, match="needs tokens"):
+        FeatureExtractor(seeded(SmallCNN), "conv1", pool="token").fit(X)
+    assert FeatureExtractor(seeded(ViT), "encoder", pool="token").fit_transform(X).shape == (24, 12)
+
+
+def test_an_unfitted_network_is_trained_on_in_distribution_rows_alone(images):
+    from skorch import NeuralNetClassifier
+    from torch import nn
+
+    X, y = images
+    y = np.where(y == 3, -1, y)
+    net = NeuralNetClassifier(
+        SmallCNN, module__classes=3, criterion=nn.CrossEntropyLoss, train_split=None, verbose=0
+    )
+    seen = []
+    extractor = FeatureExtractor(net.set_params(max_epochs=1, callbacks=[("see", Seen(seen))]))
+    assert extractor.fit(X, y).transform(X).shape == (24, 12)
+    assert seen == [18]
+
+
+def Seen(seen):  # noqa: N802
+    """Return a skorch callback that notes how many rows it is trained on."""
+    from skorch.callbacks import Callback
+
+    class Note(Callback):
+        def on_train_begin(self, net, X, y, **kwargs):
+            seen.append(len(X))
+
+    return Note()
+
+
+def test_memory_remembers_by_content(counting, images, tmp_path):
+    net, read = counting
+    X, _ = images
+    extractor = FeatureExtractor(net, memory=str(tmp_path)).fit(X)
+    read()
+    first = extractor.transform(X)
+    assert read()["rows"] == 24
+    again = FeatureExtractor(net, memory=joblib.Memory(tmp_path, verbose=0)).fit(X.copy())
+    read()
+    np.testing.assert_array_equal(again.transform(X.copy()), first)
+    assert read()["rows"] == 0
+    again.transform(X + 1)
+    assert read()["rows"] == 24
+    with torch.no_grad():
+        net.conv1.weight.add_(1)
+    with pytest.warns(UserWarning, match="trained further"):
+        changed = again.transform(X)
+    assert read()["rows"] == 24 and not np.allclose(changed, first)
+    FeatureExtractor(net, "conv1", memory=str(tmp_path)).fit(X).transform(X)
+    assert read()["rows"] >= 24
+
+
+def test_a_search_passes_each_row_six_times(counting, images, tmp_path):
+    net, read = counting
+    X, y = images
+    pipeline = Pipeline(
+        [
+            ("features", FeatureExtractor(net, memory=str(tmp_path))),
+            ("ood", NNGuideDetector(net.fc)),
+        ]
+    )
+    y = np.where(np.arange(24) % 2, -1, y)
+    cv = StratifiedKFold(5, shuffle=True, random_state=0)
+    search = GridSearchCV(pipeline, {"ood__k": list(range(1, 11))}, cv=cv)
+    search.fit(X, y)
+    checks = 2 * (10 * 5 + 1) + (10 * 5 + 1)
+    assert read()["rows"] <= 6 * 24 + checks
+
+
+def test_gmm_behind_an_extractor_of_a_layer_equals_gmm_with_that_layer(images):
+    X, y = images
+    net = seeded(SmallCNN)
+    direct = GMMDetector(net, "conv1", reg_covar=0.1).fit(X, y)
+    pipeline = make_pipeline(FeatureExtractor(net, "conv1"), GMMDetector(reg_covar=0.1)).fit(X, y)
+    np.testing.assert_allclose(pipeline.score_samples(X), direct.score_samples(X), rtol=1e-5)
+
+
+def test_bad_parameters(images):
+    with pytest.raises(ValueError, match="'pool' parameter"):
+        FeatureExtractor(pool="sum").fit(images[0])
+    with pytest.raises(ValueError, match="has no layer 'conv3'"):
+        FeatureExtractor(seeded(SmallCNN), "conv3").fit(images[0])
