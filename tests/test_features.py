@@ -132,7 +132,7 @@ def test_memory_remembers_by_content(counting, images, tmp_path):
     read()
     first = extractor.transform(X)
     assert read()["rows"] == 24
-    again = FeatureExtractor(net, memory=joblib.Memory(tmp_path, verbose=0)).fit(X.copy())
+    again = FeatureExtractor(net, memory=joblib.Memory(str(tmp_path), verbose=0)).fit(X.copy())
     read()
     np.testing.assert_array_equal(again.transform(X.copy()), first)
     assert read()["rows"] == 0
