@@ -189,7 +189,13 @@ class Network:
             part.register_forward_hook(
                 lambda _, args, out, part_name=part_name: called.append((part_name, out))
             )
-        logits = twin(x)
+        try:
+            logits = twin(x)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ValueError(
+                f"{name} fails on rows of X, here a batch of shape {tuple(x.shape)} and dtype "
+                f"{x.dtype}: {error}"
+            ) from error
         linear = [
             (part_name, out)
             for part_name, out in called
