@@ -121,6 +121,7 @@ class NetworkEstimator(BaseEstimator):
             state["_saved_network"] = {
                 "dtype": str(network.dtype).removeprefix("torch."),
                 "head_name": network.head_name if network.has_head else None,
+                "logits_key": network.logits_key,
                 "head": head and [p.cpu().numpy() for p in (head.weight, head.bias)],
             }
         return state
@@ -141,7 +142,8 @@ class NetworkEstimator(BaseEstimator):
             module = saved["head"] and linear_head(*saved["head"], device, dtype)
         else:
             module = fitted_module(getattr(self, "model_", self.model), device, dtype)
-        self._network = Network(module, device, dtype, head_name=saved["head_name"])
+        names = {name: saved[name] for name in ("head_name", "logits_key")}
+        self._network = Network(module, device, dtype, **names)
 
 
 def _is_usable(device):

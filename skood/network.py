@@ -3,6 +3,7 @@
 import copy
 import difflib
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -112,12 +113,17 @@ class Network:
         Maps (device, dtype) to a few rows of X, on which the last linear layer is looked for.
     head_name : str, default=None
         The name of the last linear layer, where it is known without a sample.
+    logits_key : str or int, default=None
+        Where the logits are in an output that is not a tensor; known without a sample likewise.
     """
 
-    def __init__(self, module, device, dtype, *, sample=None, head_name=None):
+    def __init__(self, module, device, dtype, *, sample=None, head_name=None, logits_key=None):
         self.module = None if module is None else private_copy(unwrap(module), device)
         self.device = torch.device(device)
         self._head_name, self._no_head, self._no_logits = head_name, None, None
+        self.logits_key = logits_key
+        if logits_key is not None:
+            self._return_logits()
         self._calls = self._not_tensor = None
         parameters = () if module is None else self.module.parameters()
         self.dtype = next((p.dtype for p in parameters if p.is_floating_point()), dtype)
@@ -172,6 +178,11 @@ class Network:
             raise self._no_logits
         return self
 
+    def _return_logits(self):
+        """Let the copy return its logits alone, with the features in their place once it is cut."""
+        key = self.logits_key
+        self.module.register_forward_hook(lambda _, args, output: output[key])
+
     @torch.no_grad()
     def _find_head(self, x):
         """Find the linear layer that makes the logits, or note why there is none."""
@@ -190,7 +201,7 @@ class Network:
                 lambda _, args, out, part_name=part_name: called.append((part_name, out))
             )
         try:
-            logits = twin(x)
+            output = twin(x)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ValueError(
                 f"{name} fails on rows of X, here a batch of shape {tuple(x.shape)} and dtype "
@@ -205,14 +216,18 @@ class Network:
         self._not_tensor = {
             n: type(out).__name__ for n, out in called if not isinstance(out, torch.Tensor)
         }
+        self.logits_key = logits_key(output, [out for _, out in linear])
+        logits = output if self.logits_key is None else output[self.logits_key]
         if not isinstance(logits, torch.Tensor) or logits.ndim < 2:
             kind = type(logits).__name__
             shape = f" of shape {tuple(logits.shape)}" if kind == "Tensor" else ""
             self._no_head = self._no_logits = TypeError(
-                f"{name} returns a {kind}{shape}, not logits of shape (n_samples, n_classes). Wrap "
-                "it in an nn.Module whose forward returns the logits alone."
+                f"{name} returns a {kind}{shape}, in which no single entry is the logits, of shape "
+                "(n_samples, n_classes). Wrap it in an nn.Module whose forward returns them alone."
             )
             return
+        if self.logits_key is not None:
+            self._return_logits()
         ending = describe_probabilities(logits)
         if ending:
             self._no_logits = ValueError(
@@ -328,6 +343,30 @@ class Network:
                 f"The layer {name!r} of {owner} gives a {self._not_tensor[name]}, not a tensor. "
                 "Name a layer inside of it."
             )
+
+
+def logits_key(output, made):
+    """Return where in a network's output the logits are; None for the output itself.
+
+    Parameters
+    ----------
+    output : object
+        What the network returned.
+    made : list of Tensor
+        What its linear layers gave.
+    """
+    if isinstance(output, Mapping):
+        if "logits" in output:
+            return "logits"
+        items = output.items()
+    elif isinstance(output, (tuple, list)):
+        items = enumerate(output)
+    else:
+        return None
+    tensors = [(key, value) for key, value in items if isinstance(value, torch.Tensor)]
+    if len(tensors) > 1:
+        tensors = [(key, value) for key, value in tensors if any(value is out for out in made)]
+    return tensors[0][0] if len(tensors) == 1 else None
 
 
 def describe_probabilities(logits):

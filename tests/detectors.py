@@ -37,8 +37,8 @@ SETTINGS = [
     NACDetector(pooling="product", n_bins=20, batch_size=7),
     NNGuideDetector(),
     NNGuideDetector(k=3, energy_weighted=False),
-    NNGuideDetector(k=2, bank_size=0.5, batch_size=7),
-    NNGuideDetector(k=2, bank_size=5, false_alarm_rate=0.2),
+    NNGuideDetector(k=2, bank_size=0.5, batch_size=7, random_state=0),
+    NNGuideDetector(k=2, bank_size=5, false_alarm_rate=0.2, random_state=0),
 ]
 EXTRACTORS = [FeatureExtractor(), FeatureExtractor(pool="max", batch_size=7)]
 

@@ -720,7 +720,7 @@ def test_networks_that_cannot_be_cut(detector, iris, images):
     X, y = iris
     logits_needed = [
         (seeded(EndsInSoftmax, in_features=4), ValueError, "ends in a softmax"),
-        (seeded(TwoHeads, in_features=4), TypeError, "returns a tuple"),
+        (seeded(TwoHeads, in_features=4), TypeError, "returns a tuple, in which no single entry"),
         (seeded(TwoHeads, in_features=4, returns="sum"), ValueError, "after its last linear"),
         (nn.Sequential(nn.Linear(4, 3), nn.LogSoftmax(1)), ValueError, "ends in a log-softmax"),
         (RandomForestClassifier(n_estimators=2), TypeError, "no coef_ and intercept_"),
@@ -738,6 +738,43 @@ def test_networks_that_cannot_be_cut(detector, iris, images):
             put(detector, model).fit(X.astype(np.float32), y)
     with pytest.raises(ValueError, match="calls no nn.Linear.*Name the layer.*'backbone'"):
         put(detector, seeded(Segmenter)).fit(*images)
+
+
+class Wrapped(nn.Module):
+    """A network whose output is not a tensor."""
+
+    def __init__(self, net, wrap):
+        super().__init__()
+        self.net, self.wrap = net, wrap
+
+    def forward(self, x):
+        """Map X to a collection that holds the logits."""
+        features = self.net.relu(self.net.hidden(x))
+        return self.wrap(self.net.fc(features), features)
+
+
+OUTPUTS = {
+    "dict": lambda logits, features: {"features": features, "logits": logits},
+    "one entry": lambda logits, features: {"out": logits},
+    "tuple": lambda logits, features: (features, logits),
+    "list": lambda logits, features: [logits],
+}
+
+
+@EACH
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_logits_inside_of_a_collection(detector, kind, iris):
+    X, y = iris
+    net = seeded(MLP, in_features=4).double()
+    expected = put(detector, net).fit(X, y).score_samples(X)
+    wrapped = put(detector, Wrapped(net, OUTPUTS[kind])).fit(X, y)
+    np.testing.assert_allclose(wrapped.score_samples(X), expected, rtol=1e-10)
+    twin = copy.deepcopy(wrapped)
+    np.testing.assert_array_equal(twin.score_samples(X), wrapped.score_samples(X))
+    if isinstance(detector, (ASHDetector, GMMDetector, NNGuideDetector)):
+        named = put(detector, Wrapped(net, OUTPUTS[kind])).set_params(layer="net.hidden").fit(X, y)
+        direct = put(detector, net).set_params(layer="hidden").fit(X, y)
+        np.testing.assert_allclose(named.score_samples(X), direct.score_samples(X), rtol=1e-10)
 
 
 @EACH
