@@ -62,7 +62,10 @@ class Rows:
         self._name = type(estimator).__name__
         self.shape = tuple(self._data.shape)
         self.n_samples = self.shape[0]
-        is_float32 = str(self._data.dtype).rpartition(".")[2] == "float32"
+        if self._is_tensor:
+            is_float32 = self._data.dtype == torch.float32
+        else:
+            is_float32 = self._data.dtype.newbyteorder("=") == np.float32
         self.dtype = torch.float32 if is_float32 else torch.float64
 
     def __len__(self):

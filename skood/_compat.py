@@ -5,9 +5,10 @@ import torch
 from sklearn import get_config
 from sklearn.base import _fit_context
 from sklearn.utils._array_api import get_namespace_and_device, move_to
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 __all__ = [
+    "HasMethods",
     "Interval",
     "StrOptions",
     "_fit_context",

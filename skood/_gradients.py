@@ -5,6 +5,7 @@ import threading
 import torch
 from torch import nn
 
+from skood.functional import clip_to
 from skood.network import private_copy
 
 # Per-sample gradients of a micro-batch are alive at once.
@@ -45,11 +46,17 @@ class PerSampleGradientNorm(nn.Module):
 
         logits, pull_back = torch.func.vjp(logits_of, self._chosen)
         # The loss's gradient at the logits is in closed form, which stays exact where the loss
-        # itself rounds to 0 or infinity.
-        (grads,) = pull_back(self.logits_grad(logits, self.temperature))
-        return sum(grad.abs().sum(dtype=torch.float64) for grad in grads.values())
+        # itself rounds to 0 or infinity. Times the temperature it survives half precision.
+        grad = self.logits_grad(logits, self.temperature) * self.temperature
+        (grads,) = pull_back(grad.to(logits.dtype))
+        norm = sum(grad.abs().sum(dtype=torch.float64) for grad in grads.values())
+        return clip_to(norm / self.temperature, torch.float64)
 
     def forward(self, x):
         """Score inputs of shape (n_samples, ...)."""
         with self._lock:
-            return torch.func.vmap(self._sample_norm, chunk_size=self._micro_batch)(x)
+            try:
+                return torch.func.vmap(self._sample_norm, chunk_size=self._micro_batch)(x)
+            except RuntimeError:
+                # vmap follows no branch on data and no recurrent layer; one sample at a time does.
+                return torch.stack([self._sample_norm(sample) for sample in x])

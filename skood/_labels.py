@@ -8,6 +8,9 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from skood._compat import move_to_numpy
 
+# What segmentation data sets call pixels of no class.
+IGNORED = 255
+
 
 def _as_array(y):
     """Return y as a 1-D array; mixed lists become objects, not strings."""
@@ -53,6 +56,8 @@ def is_ood(y, known_classes=None):
     y = _as_array(y)
     if y.dtype.kind in "fc" and not np.isfinite(y).all():
         raise ValueError("Input y contains NaN or infinity. Label every row, OOD rows with -1.")
+    if y.dtype.kind in "mM":
+        raise TypeError(f"y holds {y.dtype}, which are no class labels.")
     if y.dtype.kind in "OUST":
         mask = np.array([isinstance(label, Real) and label < 0 for label in y], dtype=bool)
         for label in set(y[~mask].tolist()):
@@ -72,6 +77,23 @@ def is_ood(y, known_classes=None):
         known = set(move_to_numpy(known_classes).tolist())
         mask |= np.array([label not in known for label in y.tolist()], dtype=bool)
     return mask
+
+
+def is_label_map(y):
+    """Tell labels of pixels, (n_samples, H, W), from labels of rows."""
+    return getattr(y, "ndim", 0) > 2
+
+
+def map_kinds(y):
+    """Return +1 for in-distribution, -1 for OOD, 0 for ignored pixels of label maps.
+
+    Parameters
+    ----------
+    y : array of shape (n_samples, H, W)
+        Class labels; negative means out-of-distribution, 255 is ignored.
+    """
+    y = move_to_numpy(y)
+    return np.where(y < 0, -1, np.where(y == IGNORED, 0, 1))
 
 
 def encode_labels(y, n_samples):

@@ -28,21 +28,21 @@ def is_trained(model):
 
 
 def fitted_module(model, device, dtype):
-    """Return the torch module of a model that is trained already; None if it needs fitting.
+    """Return the torch module of a model that is trained already.
 
     Parameters
     ----------
     model : nn.Module, fitted skorch net, fitted scikit-learn linear classifier, or FrozenEstimator
         Not None.
-    device : torch.device or "auto"
+    device : torch.device
         Where a scikit-learn classifier's head is put.
     dtype : torch.dtype
         The head's dtype.
     """
-    if isinstance(model, nn.Module):
-        return model
     if isinstance(model, FrozenEstimator):
         model = model.estimator
+    if isinstance(model, nn.Module):
+        return model
     if _is_skorch(model):
         if not getattr(model, "initialized_", False):
             raise NotFittedError(
@@ -51,13 +51,21 @@ def fitted_module(model, device, dtype):
             )
         return model.module_
     check_is_fitted(model)
-    if not (hasattr(model, "coef_") and hasattr(model, "intercept_")):
+    if not _has_one_row_a_class(model):
         raise TypeError(
-            f"model is a {type(model).__name__}, which has no coef_ and intercept_. Use a torch "
-            "module, a skorch net, a linear scikit-learn classifier such as LogisticRegression, "
-            "or None."
+            f"model is a {type(model).__name__}, which has no coef_ and intercept_ with one row a "
+            "class. Use a torch module, a skorch net, a linear scikit-learn classifier such as "
+            "LogisticRegression, or None."
         )
     return linear_head(*_two_sided(model.coef_, model.intercept_), device, dtype)
+
+
+def _has_one_row_a_class(model):
+    """Tell linear classifiers from regressors and from SVC, which has one row a pair."""
+    if not all(hasattr(model, name) for name in ("coef_", "intercept_", "classes_")):
+        return False
+    n_classes = len(model.classes_)
+    return len(np.atleast_2d(model.coef_)) == (1 if n_classes == 2 else n_classes)
 
 
 def _two_sided(coef, intercept):
@@ -98,11 +106,11 @@ def fit_model(model, rows, index, classes, codes):
             f"least two classes in y; got {'no y' if classes is None else 'one class'}. Pass y, or "
             "a model that is trained already (FrozenEstimator), or model=None."
         )
-    X = rows.take(index).numpy()
+    X = rows.take(index).to(rows.dtype)
     with config_context(array_api_dispatch=False):
         if _is_skorch(model):
-            return clone(model).fit(X.astype(np.float32, copy=False), codes)
-        return clone(model).fit(X.reshape(len(X), -1), classes[codes])
+            return clone(model).fit(X.float().numpy(), codes)
+        return clone(model).fit(pool(X).numpy(), classes[codes])
 
 
 def fit_head(rows, index, classes, codes, device, random_state):
@@ -132,6 +140,9 @@ def fit_head(rows, index, classes, codes, device, random_state):
             )
         if codes.max() == 0:
             return linear_head(np.zeros((1, H.shape[1])), np.zeros(1), device, rows.dtype)
+        if np.abs(H).max() > 1e12:
+            # In float32 the steps of its search overflow.
+            H = H.astype(np.float64)
         classifier = LogisticRegression(max_iter=1000).fit(H, codes)
     return linear_head(*_two_sided(classifier.coef_, classifier.intercept_), device, rows.dtype)
 

@@ -1,6 +1,5 @@
 """The base of all detectors: validation, passes over batches, the threshold, ±1 and AUROC."""
 
-import warnings
 from numbers import Real
 
 import numpy as np
@@ -9,12 +8,13 @@ from sklearn.base import OutlierMixin
 from sklearn.utils import check_random_state
 from torch import nn
 
-from skood._arrays import Rows, namespace_of
+from skood._arrays import namespace_of
 from skood._compat import Interval, _fit_context, move_to_numpy
-from skood._estimator import NetworkEstimator
-from skood._labels import encode_labels, is_ood
+from skood._estimator import NetworkEstimator, computing
+from skood._labels import encode_labels, is_label_map, is_ood, map_kinds
 from skood._learning import LearningScorer, Training, read
 from skood._model import frozen_classes
+from skood._warnings import warn
 from skood.functional import clip_to
 from skood.metrics import auroc_score
 
@@ -34,6 +34,7 @@ class BaseDetector(OutlierMixin, NetworkEstimator):
         "false_alarm_rate": [Interval(Real, 0, 0.5, closed="right")],
         "random_state": ["random_state"],
     }
+    _min_samples = 2
     # The end of the message when a score is not finite.
     _non_finite_hint = "Are the rows scaled as those of fit?"
 
@@ -44,8 +45,9 @@ class BaseDetector(OutlierMixin, NetworkEstimator):
     def _inspect(self, inputs):
         """Warn of what the first batch shows to be unfit for the method."""
 
-    def _finish_fit(self, scorer):
-        """Set the fitted attributes of the method."""
+    def _fitted_attributes(self, scorer):
+        """Return more fitted attributes, as a dict."""
+        return {}
 
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X, y=None):
@@ -55,9 +57,10 @@ class BaseDetector(OutlierMixin, NetworkEstimator):
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, C, H, W)
             Features where `model` is None or a linear layer, else inputs of the network.
-        y : array-like of shape (n_samples,), default=None
+        y : array-like of shape (n_samples,) or (n_samples, H, W), default=None
             Class labels of any kind. Rows whose label is a negative number are
-            out-of-distribution and are left out.
+            out-of-distribution and are left out. Where scores are maps, labels of pixels;
+            those that are negative or 255 do not count for the threshold.
 
         Returns
         -------
@@ -70,10 +73,10 @@ class BaseDetector(OutlierMixin, NetworkEstimator):
             If X holds NaN, fewer than two rows are in-distribution, or the network cannot be cut
             where the method needs it.
         """
-        rows = Rows(self, X, reset=True, min_samples=2)
-        index, classes, codes = encode_labels(y, len(rows))
-        random_state = check_random_state(getattr(self, "random_state", None))
-        with torch.inference_mode(False), torch.no_grad():
+        with self._fitting(X) as rows:
+            maps = is_label_map(y)
+            index, classes, codes = encode_labels(None if maps else y, len(rows))
+            random_state = check_random_state(getattr(self, "random_state", None))
             network, model_ = self._take_network(rows, index, classes, codes, random_state)
             body, scorer = self._build(network)
             scorer = scorer.eval()
@@ -81,14 +84,19 @@ class BaseDetector(OutlierMixin, NetworkEstimator):
                 rows, index, classes, codes, body, network, self.batch_size, random_state
             )
             scores = self._fit_scorer(scorer, training, rows.dtype)
-        self._keep(rows, network, body, model_)
-        self._finish_fit(scorer)
-        self.scorer_ = scorer
-        self.offset_ = self._threshold(scores, network.dtype)
-        self.__dict__.pop("known_classes_", None)
-        if classes is not None:
-            numeric = classes.dtype.kind not in "OU"
-            self.known_classes_ = rows.like(torch.as_tensor(classes)) if numeric else classes
+            if maps:
+                scores = scores[torch.as_tensor(self._pixel_kinds(y, scores) > 0)]
+            fitted = {
+                **self._fitted_attributes(scorer),
+                "scorer_": scorer,
+                "offset_": self._threshold(scores, network.dtype),
+            }
+            if classes is not None:
+                numeric = classes.dtype.kind not in "OU"
+                fitted["known_classes_"] = (
+                    rows.like(torch.as_tensor(classes)) if numeric else classes
+                )
+            self._keep(rows, network, body, model_, **fitted)
         return self
 
     def _fit_scorer(self, scorer, training, dtype):
@@ -131,7 +139,7 @@ class BaseDetector(OutlierMixin, NetworkEstimator):
     def _score(self, X, method):
         """Return the validated rows of X and their scores as a tensor."""
         rows = self._check_rows(X, method)
-        with torch.inference_mode(False), torch.no_grad():
+        with computing(self._network.device):
             scores = [
                 self._finish_scores(self.scorer_(*inputs), rows.dtype)
                 for _, inputs in read(rows, self._body, self._network, self.batch_size)
@@ -210,21 +218,27 @@ class BaseDetector(OutlierMixin, NetworkEstimator):
         # OutlierMixin's own drops y.
         return self.fit(X, y).predict(X)
 
-    def score(self, X, y):
+    def score(self, X, y=None):
         """Area under the ROC curve of in-distribution against out-of-distribution rows.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, C, H, W)
             As in ``fit``.
-        y : array-like of shape (n_samples,)
+        y : array-like of shape (n_samples,) or (n_samples, H, W)
             Labels. A row is out-of-distribution if its label is negative, or if ``fit`` was given
-            labels and this is a class that it did not see.
+            labels and this is a class that it did not see. Where scores are maps, labels of
+            pixels: negative is out-of-distribution, 255 is ignored.
 
         Returns
         -------
         auroc : float
             1 is perfect, 0.5 is chance; NaN with a warning where all rows are of one kind.
+
+        Raises
+        ------
+        ValueError
+            Without y, or if it does not go with X.
         """
         if y is None:
             raise ValueError(
@@ -232,9 +246,22 @@ class BaseDetector(OutlierMixin, NetworkEstimator):
                 "labels use score_samples."
             )
         _, scores = self._score(X, "score")
+        if scores.ndim > 1:
+            kinds, scores = self._pixel_kinds(y, scores), scores.cpu().numpy()
+            return auroc_score(kinds[kinds != 0], scores[kinds != 0])
         ood = is_ood(y, self._known_labels())
         self._warn_of_unseen(y, ood)
         return auroc_score(np.where(ood, -1, 1), scores.cpu().numpy())
+
+    @staticmethod
+    def _pixel_kinds(y, scores):
+        """Return +1, -1 or 0 for each pixel of label maps that go with maps of scores."""
+        if not is_label_map(y) or tuple(y.shape) != tuple(scores.shape):
+            raise ValueError(
+                f"The scores are maps of shape {tuple(scores.shape)}, so y must hold labels of "
+                f"pixels in that shape; got {tuple(np.shape(y))}."
+            )
+        return map_kinds(y)
 
     def _known_labels(self):
         """Return the labels that are not out-of-distribution; None if only negatives are."""
@@ -251,12 +278,10 @@ class BaseDetector(OutlierMixin, NetworkEstimator):
         unseen = ood & ~is_ood(y)
         if unseen.any():
             labels = sorted({str(label) for label in np.asarray(y, dtype=object)[unseen]})
-            warnings.warn(
+            warn(
                 f"{unseen.sum()} rows of the classes {', '.join(labels)}, which fit did not see, "
                 "are counted as out-of-distribution. The network given as `model` may know these "
-                "classes; if it does, fit with rows of them too.",
-                UserWarning,
-                stacklevel=3,
+                "classes; if it does, fit with rows of them too."
             )
 
     def __sklearn_is_fitted__(self):
@@ -275,7 +300,7 @@ class BaseDetector(OutlierMixin, NetworkEstimator):
         buffers = state.get("_saved_scorer")
         super().__setstate__({k: v for k, v in state.items() if k != "_saved_scorer"})
         if buffers is not None:
-            self._body, self.scorer_ = self._build(self._network)
+            self._body, self.scorer_ = self._as_fitted()._build(self._network)
             for name, array in buffers.items():
                 # np.array: what skops or a memmap gives may be read-only.
                 tensor = torch.from_numpy(np.array(array)).to(self._network.device)

@@ -6,9 +6,8 @@ import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_memory
 
-from skood._arrays import Rows
-from skood._compat import StrOptions, _fit_context
-from skood._estimator import NetworkEstimator
+from skood._compat import HasMethods, StrOptions, _fit_context, move_to_numpy
+from skood._estimator import NetworkEstimator, computing
 from skood._labels import encode_labels
 from skood._learning import read
 from skood._model import is_trained
@@ -32,7 +31,8 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
         over positions, the first token, or not at all.
     memory : str or joblib.Memory, default=None
         Where to remember features, by the content of weights and rows, so that a search over a
-        Pipeline passes each block of rows through the network once. None: they are not kept.
+        Pipeline passes each block of rows through the network once. A change of the code of a
+        network's ``forward`` alone is not noticed. None: they are not kept.
     device : str or torch.device, default="auto"
         Where to compute; "auto" is the network's device, or X's without a network.
     batch_size : int, default=None
@@ -66,7 +66,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
     _parameter_constraints = {
         **NetworkEstimator._parameter_constraints,
         "pool": [StrOptions({"avg", "max", "token"}), None],
-        "memory": [str, object],
+        "memory": [str, HasMethods("cache"), None],
     }
     _needs_logits = False
 
@@ -96,15 +96,13 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
         self : object
             The fitted transformer.
         """
-        rows = Rows(self, X, reset=True)
-        trains = not (self.model is None or is_trained(self.model))
-        index, classes, codes = encode_labels(y if trains else None, len(rows))
-        with torch.inference_mode(False), torch.no_grad():
+        with self._fitting(X) as rows:
+            trains = not (self.model is None or is_trained(self.model))
+            index, classes, codes = encode_labels(y if trains else None, len(rows))
             network, model_ = self._take_network(rows, index, classes, codes)
             body = self._make_body(network)
             first = rows.take(index[:1]).to(network.device, network.dtype, copy=True)
-            self._n_features_out = body(first).shape[1]
-        self._keep(rows, network, body, model_)
+            self._keep(rows, network, body, model_, _n_features_out=body(first).shape[1])
         return self
 
     def _make_body(self, network):
@@ -128,23 +126,23 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
         rows = self._check_rows(X, "transform")
         if self.memory is None or self._network.takes_features:
             return rows.like(self._features(rows))
-        weights = [tensor.cpu().numpy() for tensor in self._network.module.state_dict().values()]
-        key = joblib.hash((weights, type(self._network.module).__name__, self.layer, self.pool))
         remembered = check_memory(self.memory).cache(
             _remembered_features, ignore=["extractor", "rows"]
         )
-        features = remembered(key, joblib.hash(rows.take(np.arange(len(rows))).numpy()), self, rows)
-        return rows.like(torch.from_numpy(features))
+        # Keyed by numpy: how torch pickles a tensor differs from process to process.
+        X_key = joblib.hash(move_to_numpy(rows.take(np.arange(len(rows)))))
+        key = joblib.hash((self._network.describe(), self.layer, self.pool))
+        return rows.like(torch.from_numpy(remembered(key, X_key, self, rows)))
 
     def _features(self, rows):
-        with torch.inference_mode(False), torch.no_grad():
+        """Return the features of all rows, as a tensor of its own."""
+        with computing(self._network.device):
             batches = read(rows, self._body, self._network, self.batch_size)
-            # Copied: features of X that is its own feature must not share its memory.
             return torch.cat([features for _, (features,) in batches])
 
     def _rebuild(self, saved):
         super()._rebuild(saved)
-        self._body = self._make_body(self._network)
+        self._body = self._as_fitted()._make_body(self._network)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -152,6 +150,6 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
         return tags
 
 
-def _remembered_features(weights_key, rows_key, extractor, rows):
+def _remembered_features(key, X_key, extractor, rows):
     """Return features as numpy; a function of its own so that joblib can key it."""
     return extractor._features(rows).cpu().numpy()

@@ -93,10 +93,12 @@ def kl_to_uniform_grad(logits, temperature=1.0):
 
     Returns
     -------
-    grad : Tensor of shape (n_samples, n_classes)
+    grad : Tensor of shape (n_samples, n_classes), dtype float64
         ``(softmax(logits / temperature) - 1 / n_classes) / temperature``.
     """
-    # The largest logit goes first: logits / temperature alone may overflow.
+    # The largest logit goes first: logits / temperature alone may overflow. In float64, since
+    # softmax and 1 / n_classes cancel at a large temperature (float32: 4e-4 at 1000).
+    logits = logits.double()
     shifted = (logits - logits.amax(dim=1, keepdim=True)) / temperature
     return (torch.softmax(shifted, dim=1) - 1 / logits.shape[1]) / temperature
 

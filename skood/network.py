@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from skood._compat import move_to_numpy
 from skood._layers import GradientTaps, LayerEditor, LayerReader
 from skood.functional import at_least_float32, pool
 
@@ -61,21 +62,39 @@ def private_copy(module, device=None):
     """
     memo = {}
     for part in module.modules():
-        for tensor in vars(part).values():
-            if isinstance(tensor, torch.Tensor):
-                memo[id(tensor)] = tensor.detach().clone()
+        # Buffers among them: a forward pass may write one, in eval mode too.
+        for tensor in _tensors_in(vars(part)):
+            memo[id(tensor)] = tensor.detach().clone()
     for parameter in module.parameters():
         if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
             raise ValueError(
                 "The network has lazy parameters that are not initialised yet. Pass a batch "
                 "through it once before giving it to skood."
             )
-        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
-    for buffer in module.buffers():
-        # A forward pass may write a buffer, in eval mode too.
-        memo[id(buffer)] = buffer.detach().clone()
-    twin = copy.deepcopy(module, memo).eval()
+        # What was made under inference_mode cannot be differentiated through.
+        shared = parameter.clone() if parameter.is_inference() else parameter.detach()
+        memo[id(parameter)] = nn.Parameter(shared, requires_grad=False)
+    try:
+        twin = copy.deepcopy(module, memo).eval()
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(
+            f"{type(module).__name__} cannot be copied, and skood works on a copy to leave yours "
+            f"alone. One of its attributes is at fault: {error}"
+        ) from error
     return twin if device is None else twin.to(device)
+
+
+def _tensors_in(value):
+    """Yield the tensors of a module that are no parameters, those in collections too."""
+    if isinstance(value, torch.Tensor):
+        if not isinstance(value, nn.Parameter):
+            yield value
+    elif isinstance(value, dict):
+        for entry in value.values():
+            yield from _tensors_in(entry)
+    elif isinstance(value, (list, tuple)):
+        for entry in value:
+            yield from _tensors_in(entry)
 
 
 def module_device(module):
@@ -88,13 +107,13 @@ def module_device(module):
 
 def linear_head(weight, bias, device, dtype):
     """Return a frozen ``nn.Linear`` with these weights."""
-    weight = torch.as_tensor(np.asarray(weight), dtype=dtype, device=device)
+    weight, bias = (torch.tensor(np.asarray(a), dtype=dtype, device=device) for a in (weight, bias))
     head = nn.utils.skip_init(
         nn.Linear, weight.shape[1], weight.shape[0], device=device, dtype=dtype
     )
     with torch.no_grad():
         head.weight.copy_(weight)
-        head.bias.copy_(torch.as_tensor(np.asarray(bias), dtype=dtype))
+        head.bias.copy_(bias)
     return head.requires_grad_(False).eval()
 
 
@@ -111,20 +130,16 @@ class Network:
         The dtype of X, taken where the module has no floating parameter of its own.
     sample : callable, default=None
         Maps (device, dtype) to a few rows of X, on which the last linear layer is looked for.
-    head_name : str, default=None
-        The name of the last linear layer, where it is known without a sample.
-    logits_key : str or int, default=None
-        Where the logits are in an output that is not a tensor; known without a sample likewise.
+    state : dict, default=None
+        What `get_state` gave, instead of a sample.
     """
 
-    def __init__(self, module, device, dtype, *, sample=None, head_name=None, logits_key=None):
+    def __init__(self, module, device, dtype, *, sample=None, state=None):
         self.module = None if module is None else private_copy(unwrap(module), device)
         self.device = torch.device(device)
-        self._head_name, self._no_head, self._no_logits = head_name, None, None
-        self.logits_key = logits_key
-        if logits_key is not None:
-            self._return_logits()
-        self._calls = self._not_tensor = None
+        self._head_name, self._no_head, self._no_logits = None, None, None
+        self.logits_key = None
+        self._calls = self._not_tensor = self._logits_shape = None
         parameters = () if module is None else self.module.parameters()
         self.dtype = next((p.dtype for p in parameters if p.is_floating_point()), dtype)
         if self.takes_features:
@@ -132,9 +147,56 @@ class Network:
             self._head_name = ""
             if module is not None:
                 self.module.to(self.dtype)
+        if state is not None:
+            self._set_state(state)
         self._versions = self._weight_versions()
         if sample is not None and self.module is not None:
             self._find_head(sample(self.device, self.dtype))
+
+    def describe(self):
+        """Return what its outputs depend on but the code: layers, settings, tensors, device."""
+        layers = [
+            (
+                name,
+                f"{type(part).__module__}.{type(part).__qualname__}",
+                part.extra_repr(),
+                {
+                    k: v
+                    for k, v in vars(part).items()
+                    if isinstance(v, (int, float, str, type(None)))
+                },
+            )
+            for name, part in self.module.named_modules()
+        ]
+        tensors = [*self.module.named_parameters(), *self.module.named_buffers()]
+        values = [(name, str(t.dtype), move_to_numpy(t)) for name, t in tensors]
+        return layers, values, str(self.device), str(self.dtype)
+
+    def get_state(self, with_weights):
+        """Return what is not in the user's module, as plain values and numpy arrays.
+
+        Parameters
+        ----------
+        with_weights : bool
+            Include the weights, of a linear head that skood fitted.
+        """
+        modules = () if self.module is None else self.module.named_buffers()
+        head = self.module if with_weights else None
+        return {
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "head_name": self._head_name,
+            "logits_key": self.logits_key,
+            "buffers": {name: move_to_numpy(buffer) for name, buffer in modules},
+            "weights": head and [move_to_numpy(p) for p in (head.weight, head.bias)],
+        }
+
+    def _set_state(self, state):
+        self._head_name, self.logits_key = state["head_name"], state["logits_key"]
+        buffers = {} if self.module is None else dict(self.module.named_buffers())
+        for name, values in state["buffers"].items():
+            buffers[name].copy_(torch.from_numpy(np.array(values)))
+        if self.logits_key is not None:
+            self._return_logits()
 
     def _weight_versions(self):
         return () if self.module is None else tuple(p._version for p in self.module.parameters())
@@ -172,16 +234,24 @@ class Network:
         head = private_copy(self.module.get_submodule(self.head_name))
         return head.to(torch.promote_types(self.dtype, torch.float32))
 
-    def require_logits(self):
-        """Return self, or raise if the network returns anything but logits."""
+    def require_logits(self, maps=False):
+        """Return self, or raise if the network returns anything but logits; or maps of them."""
         if self._no_logits is not None:
             raise self._no_logits
+        if self._logits_shape is not None and not maps:
+            raise self._no_vectors()
         return self
+
+    def _no_vectors(self):
+        return ValueError(
+            f"{type(self.module).__name__} returns logits of shape {self._logits_shape} for two "
+            "rows; this method needs (n_samples, n_classes). For maps of logits there is "
+            "ASHDetector(net, layer=...)."
+        )
 
     def _return_logits(self):
         """Let the copy return its logits alone, with the features in their place once it is cut."""
-        key = self.logits_key
-        self.module.register_forward_hook(lambda _, args, output: output[key])
+        self.module.register_forward_hook(TakeEntry(self.logits_key))
 
     @torch.no_grad()
     def _find_head(self, x):
@@ -234,11 +304,16 @@ class Network:
                 f"{name} ends in {ending}. skood needs the logits: remove that last step (in "
                 "skorch, use criterion=nn.CrossEntropyLoss)."
             )
+        if logits.ndim > 2:
+            self._logits_shape = tuple(logits.shape)
         if not linear:
             self._no_head = ValueError(
                 f"{name} calls no nn.Linear, so there are no features in front of a last linear "
                 f"layer. Name the layer to work on: layer=... {closest_names('', self.layer_names)}"
             )
+            return
+        if logits.ndim > 2:
+            self._no_head = self._no_vectors()
             return
         makers = [part_name for part_name, out in linear if out is logits]
         self._head_name = last = (makers or [part_name for part_name, _ in linear])[-1]
@@ -343,6 +418,17 @@ class Network:
                 f"The layer {name!r} of {owner} gives a {self._not_tensor[name]}, not a tensor. "
                 "Name a layer inside of it."
             )
+
+
+class TakeEntry:
+    """A forward hook that gives one entry of the output."""
+
+    def __init__(self, key):
+        self.key = key
+
+    def __call__(self, module, args, output):
+        """Return the entry."""
+        return output[self.key]
 
 
 def logits_key(output, made):

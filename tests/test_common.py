@@ -11,9 +11,20 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+import references as ref
 import torch
 from detectors import DETECTORS, EXTRACTORS, IN_NETWORKS, SETTINGS, name_of
-from networks import MLP, EndsInSoftmax, ResNet, Segmenter, SmallCNN, TwoHeads, WithDropout, seeded
+from networks import (
+    MLP,
+    Branching,
+    EndsInSoftmax,
+    ResNet,
+    Segmenter,
+    SmallCNN,
+    TwoHeads,
+    WithDropout,
+    seeded,
+)
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.datasets import load_iris
@@ -21,9 +32,10 @@ from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import NotFittedError, UndefinedMetricWarning
 from sklearn.frozen import FrozenEstimator
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
 from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.svm import SVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
@@ -35,6 +47,7 @@ from skood import (
     NACDetector,
     NNGuideDetector,
 )
+from skood.metrics import auroc_score
 
 ALL = pytest.mark.parametrize("detector", SETTINGS, ids=name_of)
 EACH = pytest.mark.parametrize("detector", [cls() for cls in DETECTORS], ids=name_of)
@@ -372,6 +385,88 @@ def test_half_precision_networks(images):
                 assert np.corrcoef(scores, exact.score_samples(X))[0, 1] > 0.99
 
 
+def test_recurrent_and_branching_networks_for_all_parameters(rng):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(4, 5, batch_first=True)
+            self.fc = nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.fc(self.lstm(x)[0][:, -1])
+
+    for net, X in (
+        (Recurrent().double(), rng.normal(size=(9, 6, 4))),
+        (seeded(Branching).double(), rng.normal(size=(9, 8))),
+    ):
+        scores = GradNormDetector(net, params="all").fit(X).score_samples(X)
+        np.testing.assert_allclose(scores, ref.gradnorm(net, X), rtol=1e-8)
+
+
+def test_maps_of_logits_are_for_ash_alone(images):
+    X, _ = images
+    net = seeded(Segmenter)
+    for detector in (NNGuideDetector(net, "backbone"), NACDetector(net, ["backbone"])):
+        with pytest.raises(ValueError, match="needs .n_samples, n_classes"):
+            detector.fit(X)
+    with pytest.raises(ValueError, match="needs .n_samples, n_classes"):
+        GradNormDetector(net, params="all").fit(X)
+    tokens = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3))
+    with pytest.raises(ValueError, match="returns logits of shape"):
+        NNGuideDetector(tokens).fit(X[:, 0])
+
+
+def test_label_maps(images):
+    """Negative pixels are OOD and 255 is ignored, in `fit` and in `score`."""
+    X, _ = images
+    rng = np.random.default_rng(0)
+    y = rng.choice([0, 1, 255, -1], size=(24, 8, 8))
+    detector = ASHDetector(seeded(Segmenter), "backbone").fit(X, y)
+    scores = detector.score_samples(X)
+    assert detector.offset_ == pytest.approx(
+        np.quantile(scores[(y == 0) | (y == 1)], 0.05), rel=1e-4
+    )
+    used = y != 255
+    expected = auroc_score(np.where(y[used] < 0, -1, 0), scores[used])
+    assert detector.score(X, y) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="y must hold labels of pixels in that shape"):
+        detector.score(X, y[:, :4])
+    with pytest.raises(ValueError, match="y must hold labels of pixels"):
+        detector.score(X, np.zeros(24))
+
+
+def test_autocast_around_the_call_changes_nothing(images):
+    X, y = images
+    for detector in IN_NETWORKS:
+        detector = put(detector, seeded(SmallCNN)).fit(X, y)
+        expected = detector.score_samples(X)
+        with torch.autocast("cpu", torch.bfloat16):
+            np.testing.assert_array_equal(detector.score_samples(X), expected)
+
+
+def test_gradnorm_of_half_precision_at_a_high_temperature(images):
+    X, y = images
+    net = seeded(SmallCNN)
+    settings = {"params": "all", "temperature": 1000.0}
+    exact = GradNormDetector(net, **settings).fit(X, y).score_samples(X)
+    half = GradNormDetector(copy.deepcopy(net).bfloat16(), **settings).fit(X, y)
+    np.testing.assert_allclose(half.score_samples(X), exact, rtol=0.1)
+
+
+def test_networks_with_odd_attributes(iris):
+    X, y = iris
+    net = seeded(MLP, in_features=4).double()
+    expected = ASHDetector(net).fit(X, y).score_samples(X)
+    net.cache = [net.hidden(torch.as_tensor(X))]
+    np.testing.assert_array_equal(ASHDetector(net).fit(X, y).score_samples(X), expected)
+    with torch.inference_mode():
+        inferred = copy.deepcopy(seeded(MLP, in_features=4).double())
+    NACDetector(inferred, ["hidden", None]).fit(X, y)
+    net.lock = threading.Lock()
+    with pytest.raises(TypeError, match="MLP cannot be copied"):
+        ASHDetector(net).fit(X, y)
+
+
 def test_wrapped_networks(images):
     X, y = images
     net = seeded(SmallCNN)
@@ -424,6 +519,43 @@ def test_clone_and_set_params(detector, fitted, iris):
     twin = clone(fitted(detector))
     assert repr(twin) == repr(detector) and not hasattr(twin, "offset_")
     np.testing.assert_array_equal(twin.fit(X, y).predict(X), fitted(detector).predict(X))
+
+
+def test_a_failed_fit_leaves_what_was_fitted(iris):
+    X, y = iris
+    for detector in (GMMDetector(), NNGuideDetector(k=5)):
+        scores = detector.fit(pd.DataFrame(X, columns=list("abcd")), y).score_samples
+        before = scores(pd.DataFrame(X, columns=list("abcd")))
+        with pytest.raises(ValueError, match="continuous"):
+            detector.fit(X[:, :3], X[:, 0])
+        np.testing.assert_array_equal(scores(pd.DataFrame(X, columns=list("abcd"))), before)
+        with warnings.catch_warnings(), pytest.raises(UserWarning):
+            warnings.simplefilter("error")
+            detector.set_params(**({"k": 999} if isinstance(detector, NNGuideDetector) else {}))
+            detector.fit(np.zeros_like(X), y)
+        np.testing.assert_array_equal(scores(pd.DataFrame(X, columns=list("abcd"))), before)
+
+
+def test_parameters_set_after_fit_reach_no_pickle(iris, images):
+    X, y = iris
+    changes = [
+        (GMMDetector(seeded(MLP, in_features=4).double()), {"model": None}),
+        (ASHDetector(), {"percentile": 0.9, "variant": "p", "model": nn.Linear(4, 3)}),
+        (NACDetector(), {"n_bins": 7, "layers": ["x"]}),
+        (NNGuideDetector(), {"k": 1}),
+    ]
+    for detector, parameters in changes:
+        expected = detector.fit(X, y).score_samples(X)
+        detector.set_params(**parameters)
+        np.testing.assert_array_equal(detector.score_samples(X), expected)
+        twin = pickle.loads(pickle.dumps(detector))
+        np.testing.assert_array_equal(twin.score_samples(X), expected)
+    net = seeded(SmallCNN)
+    detector = GMMDetector(net, reg_covar=0.1).fit(*images)
+    expected = detector.score_samples(images[0])
+    net.train()(torch.as_tensor(images[0]))
+    twin = pickle.loads(pickle.dumps(detector))
+    np.testing.assert_array_equal(twin.score_samples(images[0]), expected)
 
 
 def test_clone_shares_the_network():
@@ -727,6 +859,12 @@ def test_networks_that_cannot_be_cut(detector, iris, images):
         (MLP, TypeError, "model is a class"),
         ("net", TypeError, "model is str"),
         (nn.LazyLinear(3), ValueError, "lazy parameters"),
+        (
+            FrozenEstimator(SVC(kernel="linear").fit(X, y + 2 * (X[:, 0] > 5.8))),
+            TypeError,
+            "one row a",
+        ),
+        (FrozenEstimator(LinearRegression().fit(X, y)), TypeError, "one row a class"),
         (FrozenEstimator(LogisticRegression()), NotFittedError, "not fitted"),
         (FrozenEstimator(skorch_net()), NotFittedError, "not fitted"),
         (skorch_net(module__softmax=True, criterion=nn.NLLLoss), ValueError, "ends in a softmax"),
@@ -828,6 +966,36 @@ def test_signed_features_are_told_to_ash(iris):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ASHDetector().fit(X, y)
+
+
+def test_warnings_point_at_the_users_line(iris):
+    X, y = iris
+    net = seeded(MLP, in_features=4).double()
+    detector = GMMDetector(net).fit(X, y)
+    with torch.no_grad():
+        net.hidden.weight.add_(1)
+    calls = [
+        lambda: ASHDetector().fit(X - X.mean(0), y),
+        lambda: NNGuideDetector(k=999).fit(X, y),
+        lambda: NACDetector(alpha=1e9).fit(X, y),
+        lambda: GMMDetector(reg_covar=0).fit(np.ones_like(X), y),
+        lambda: detector.predict(X),
+        lambda: detector.score_samples(X),
+    ]
+    for call in calls:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call()
+        assert {warning.filename for warning in caught} == {__file__}
+
+
+@pytest.mark.parametrize(
+    "logit_score",
+    [lambda x: x, lambda x: x.sum(1, keepdim=True), lambda x: 1.0, lambda x: x.argmax(1)],
+)
+def test_a_callable_must_give_one_score_a_row(logit_score, iris):
+    with pytest.raises(ValueError, match="logit_score must map logits"):
+        ASHDetector(logit_score=logit_score).fit(*iris)
 
 
 def test_saturated_neurons_are_told(iris):

@@ -12,6 +12,7 @@ from sklearn import config_context
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
+from torch import nn
 
 from skood import FeatureExtractor, GMMDetector, NNGuideDetector
 from skood._arrays import TensorStore
@@ -101,7 +102,6 @@ def test_the_first_token_is_of_tokens(images):
 
 def test_an_unfitted_network_is_trained_on_in_distribution_rows_alone(images):
     from skorch import NeuralNetClassifier
-    from torch import nn
 
     X, y = images
     y = np.where(y == 3, -1, y)
@@ -145,6 +145,18 @@ def test_memory_remembers_by_content(counting, images, tmp_path):
     assert read()["rows"] == 24 and not np.allclose(changed, first)
     FeatureExtractor(net, "conv1", memory=str(tmp_path)).fit(X).transform(X)
     assert read()["rows"] >= 24
+
+
+def test_memory_tells_networks_with_the_same_weights_apart(rng, tmp_path):
+    X = rng.normal(size=(10, 4)).astype(np.float32)
+    first, last = nn.Linear(4, 8), nn.Linear(8, 3)
+    outputs = []
+    for middle in (nn.ReLU(), nn.Tanh(), nn.LeakyReLU(0.1), nn.LeakyReLU(0.2)):
+        extractor = FeatureExtractor(nn.Sequential(first, middle, last), memory=str(tmp_path))
+        outputs.append(extractor.fit(X).transform(X))
+    assert len({output.tobytes() for output in outputs}) == 4
+    half = FeatureExtractor(nn.Sequential(first, nn.ReLU(), last).bfloat16(), memory=str(tmp_path))
+    assert half.fit(X).transform(torch.as_tensor(X).bfloat16()).shape == (10, 8)
 
 
 def test_a_search_passes_each_row_six_times(counting, images, tmp_path):

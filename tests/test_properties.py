@@ -125,6 +125,13 @@ def test_scores_are_finite_at_any_scale(detector, dtype, scale):
         assert (detector.predict(X) == 1).all()
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_head_is_found_for_float32_of_mixed_scales():
+    X = np.array([[1e15, 1e15, -1], [1e15, 1, -1e30], [1e15, 1, -1e30]], np.float32)
+    for detector in (ASHDetector(), GradNormDetector(), NNGuideDetector(), NACDetector()):
+        assert np.isfinite(detector.fit(X, [0, 1, 0]).score_samples(X)).all()
+
+
 # ASH
 
 

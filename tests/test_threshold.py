@@ -95,10 +95,13 @@ def test_nnguide_leaves_one_out(left_out, data, k, energy_weighted, bias):
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
-def test_nnguide_with_a_subset_leaves_rows_out_of_the_bank(left_out, data):
+@pytest.mark.parametrize("k", [3, 10, 30])
+@pytest.mark.parametrize("batch_size", [None, 1, 7])
+@pytest.mark.filterwarnings("ignore:k=")
+def test_nnguide_with_a_subset_leaves_rows_out_of_the_bank(left_out, data, k, batch_size):
     """A row of the bank is compared to the rest of the bank, any other row to all of it."""
     Z, y = data
-    detector = NNGuideDetector(k=3, bank_size=10, random_state=0)
+    detector = NNGuideDetector(k=k, bank_size=10, random_state=0, batch_size=batch_size)
     found = left_out(detector, Z, y)
     classifier = LogisticRegression(max_iter=1000).fit(Z, y)
     energies = ref.energy(Z @ classifier.coef_.T + classifier.intercept_)
@@ -108,7 +111,7 @@ def test_nnguide_with_a_subset_leaves_rows_out_of_the_bank(left_out, data):
     assert in_bank.sum() == 10
     for i in range(len(Z)):
         rest = in_bank & (np.arange(len(Z)) != i)
-        expected = ref.nnguide(Z[rest], energies[rest], Z[[i]], energies[[i]], 3)
+        expected = ref.nnguide(Z[rest], energies[rest], Z[[i]], energies[[i]], min(k, rest.sum()))
         np.testing.assert_allclose(found[i], expected[0], rtol=1e-9)
 
 

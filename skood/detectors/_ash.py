@@ -1,7 +1,6 @@
 """ASH: activation shaping."""
 
 import math
-import warnings
 from numbers import Real
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 from torch import nn
 
 from skood._compat import Interval, StrOptions
+from skood._warnings import warn
 from skood.base import BaseDetector
 from skood.functional import at_least_float32, energy, max_logit, msp
 
@@ -97,6 +97,20 @@ def binarize(x, mask):
     return mask * mean.to(x.dtype)
 
 
+def score_logits(logits, logit_score):
+    """Return the scores of logits, or raise if a callable gives anything but one score a row."""
+    scores = logit_score(logits)
+    expected = (len(logits), *logits.shape[2:])
+    is_floating = isinstance(scores, torch.Tensor) and scores.is_floating_point()
+    if not is_floating or scores.shape != expected:
+        found = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+        raise ValueError(
+            f"logit_score must map logits of shape {tuple(logits.shape)} to a floating tensor of "
+            f"shape {expected}, one score a row, got {found}."
+        )
+    return scores
+
+
 class ASHHeadScorer(nn.Module):
     """Features in front of a linear head → scores of the shaped features."""
 
@@ -110,14 +124,16 @@ class ASHHeadScorer(nn.Module):
     def forward(self, features):
         """Score features of shape (n_samples, D)."""
         if self.shape.variant != "s":
-            return self.logit_score(self.head(self.shape(features)))
+            return score_logits(self.head(self.shape(features)), self.logit_score)
         kept, _ = keep_largest(features, self.shape.percentile)
         size = features.abs().amax(1, keepdim=True).double().clamp(min=1).log()
         room = math.log(torch.finfo(features.dtype).max) - self.log_gain - size
         factor = sharpening(features, kept, room.clamp(min=0)).to(features.dtype)
         # The factor goes to the logits: one pass over D less.
         logits = factor * nn.functional.linear(kept, self.head.weight)
-        return self.logit_score(logits if self.head.bias is None else logits + self.head.bias)
+        if self.head.bias is not None:
+            logits = logits + self.head.bias
+        return score_logits(logits, self.logit_score)
 
 
 class ASHNetworkScorer(nn.Module):
@@ -129,7 +145,7 @@ class ASHNetworkScorer(nn.Module):
 
     def forward(self, x):
         """Score a batch of X; logits that are maps give maps of scores."""
-        return self.logit_score(self.network(x))
+        return score_logits(self.network(x), self.logit_score)
 
 
 class ASHDetector(BaseDetector):
@@ -211,7 +227,10 @@ class ASHDetector(BaseDetector):
         "percentile": [Interval(Real, 0, 1, closed="left")],
         "logit_score": [StrOptions(set(LOGIT_SCORES)), callable],
     }
-    _non_finite_hint = "Shaped activations overflow: lower `percentile`, or use variant='p'."
+    _non_finite_hint = (
+        "Shaped activations overflow: lower `percentile`, or use variant='p'. (Or a callable "
+        "logit_score gives NaN.)"
+    )
 
     def __init__(
         self,
@@ -241,15 +260,15 @@ class ASHDetector(BaseDetector):
         if self.layer is None:
             scorer = ASHHeadScorer(network.head, self.variant, self.percentile, score)
             return network.features(), scorer
-        edited = network.require_logits().edited(self.layer, Shaping(self.variant, self.percentile))
+        edited = network.require_logits(maps=True).edited(
+            self.layer, Shaping(self.variant, self.percentile)
+        )
         return nn.Identity(), ASHNetworkScorer(edited, score)
 
     def _inspect(self, inputs):
         if self.layer is None and bool((inputs[0] < 0).any()):
-            warnings.warn(
+            warn(
                 "The features are signed, which ASH does not assume: it keeps the largest values "
                 "and takes them for the strongest. Features after a ReLU suit it, or another "
-                "detector suits these features.",
-                UserWarning,
-                stacklevel=4,
+                "detector suits these features."
             )

@@ -2,7 +2,6 @@
 
 import math
 import os
-import warnings
 from numbers import Real
 
 import torch
@@ -10,7 +9,9 @@ import torch
 from skood._compat import Interval, StrOptions
 from skood._learning import LearningScorer
 from skood._moments import ClassMoments
+from skood._warnings import warn
 from skood.base import BaseDetector
+from skood.functional import clip_to
 
 # Whitened differences (rows, K, D) of a block of rows, in float64.
 BLOCK_BYTES = 64 * 2**20
@@ -119,12 +120,10 @@ class GMMScorer(LearningScorer):
                 used = float(self.ridges[k])
                 self.ridges[k] *= RIDGE_STEP
             self.ridges[k] = used
-            warnings.warn(
+            warn(
                 f"The covariance of {'all classes' if tied else self.class_name(k)} "
                 f"({int(divisors[k])} rows, {variances.shape[1]} features) is singular: "
-                f"reg_covar={used:.3g} was used for it instead of {ridge:.3g}.",
-                UserWarning,
-                stacklevel=6,
+                f"reg_covar={used:.3g} was used for it instead of {ridge:.3g}."
             )
 
     def forget(self):
@@ -149,9 +148,12 @@ class GMMScorer(LearningScorer):
     def _combine(self, distances, half_log_dets, log_weights, n_features):
         """Turn squared Mahalanobis distances (n_samples, K) into scores."""
         if self.criterion == "mahalanobis":
-            return -distances.amin(1) / n_features
-        constant = n_features / 2 * math.log(2 * math.pi)
-        return torch.logsumexp(log_weights - half_log_dets - distances / 2, dim=1) - constant
+            scores = -distances.amin(1) / n_features
+        else:
+            constant = n_features / 2 * math.log(2 * math.pi)
+            scores = torch.logsumexp(log_weights - half_log_dets - distances / 2, dim=1) - constant
+        # Minus infinity where a squared distance overflows, or where no class is left.
+        return clip_to(scores, torch.float64)
 
     def _blocks(self, features, *more):
         """Yield float64 differences from the means, in blocks of rows, and `more` cut alike."""
@@ -238,11 +240,8 @@ class GMMScorer(LearningScorer):
         log_weights = (n_left / (n_rows - 1)).log()
         gone = n_left == 0
         distances = distances.masked_fill(gone, torch.inf)
-        scores = self._combine(
-            distances, half_log_dets.masked_fill(gone, 0.0), log_weights, n_features
-        )
-        # Where no class is left nothing is known of the row.
-        return torch.where(torch.isfinite(scores), scores, -torch.finfo(scores.dtype).max)
+        half_log_dets = half_log_dets.masked_fill(gone, 0.0)
+        return self._combine(distances, half_log_dets, log_weights, n_features)
 
     @staticmethod
     def _room(room):
@@ -267,8 +266,10 @@ def check_memory(n_classes, n_features, device):
     needed = 5 * 8 * n_classes * n_features**2
     if torch.device(device).type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-    else:
+    elif hasattr(os, "sysconf"):
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        free = math.inf
     if needed > free:
         raise ValueError(
             f"{n_classes} full covariances of {n_features} features take {needed / 2**30:.1f} GiB "

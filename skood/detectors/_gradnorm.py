@@ -8,7 +8,7 @@ from torch import nn
 from skood._compat import Interval, StrOptions
 from skood._gradients import PerSampleGradientNorm
 from skood.base import BaseDetector
-from skood.functional import kl_to_uniform_grad
+from skood.functional import clip_to, kl_to_uniform_grad
 from skood.network import closest_names
 
 
@@ -28,9 +28,10 @@ def bce_to_uniform_grad(logits, temperature=1.0):
 
     Returns
     -------
-    grad : Tensor of shape (n_samples, n_classes)
+    grad : Tensor of shape (n_samples, n_classes), dtype float64
         Its L1 norm tends to 4 (1 - 1/C) for confident samples.
     """
+    logits = logits.double()
     n_classes = logits.shape[1]
     if n_classes == 1:
         return torch.zeros_like(logits)
@@ -71,7 +72,7 @@ class GradNormHeadScorer(nn.Module):
     def forward(self, features):
         """Score features of shape (n_samples, D)."""
         grad = l1_norm(self.logits_grad(self.head(features), self.temperature))
-        return grad * (self.weight * l1_norm(features) + self.bias)
+        return clip_to(grad * (self.weight * l1_norm(features) + self.bias), torch.float64)
 
 
 class GradNormDetector(BaseDetector):

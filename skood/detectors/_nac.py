@@ -1,6 +1,5 @@
 """NAC-UE: neuron activation coverage."""
 
-import warnings
 from numbers import Integral, Real
 
 import numpy as np
@@ -8,6 +7,7 @@ import torch
 
 from skood._compat import Interval, StrOptions
 from skood._learning import LearningScorer
+from skood._warnings import warn
 from skood.base import BaseDetector
 from skood.functional import kl_to_uniform_grad
 
@@ -63,7 +63,7 @@ def head_products(features, head):
     products : Tensor of shape (n_samples, D)
         One number a neuron.
     """
-    return features * (kl_to_uniform_grad(head(features)) @ head.weight)
+    return features * (kl_to_uniform_grad(head(features)).to(features.dtype) @ head.weight)
 
 
 def pool_separate(z, grad):
@@ -118,11 +118,9 @@ class NACScorer(LearningScorer):
         states = self._states(pilot)
         saturated = ((states < SATURATED) | (states > 1 - SATURATED)).double().mean()
         if saturated > 0.5:
-            warnings.warn(
+            warn(
                 f"{saturated:.0%} of the neuron states are saturated at 0 or 1: alpha="
-                f"{self.alpha!r} is too large for these features. Use alpha='auto'.",
-                UserWarning,
-                stacklevel=6,
+                f"{self.alpha!r} is too large for these features. Use alpha='auto'."
             )
 
     def _products(self, inputs):
@@ -165,7 +163,7 @@ class NACScorer(LearningScorer):
 
 def per_layer(value, n_layers):
     """Return a value, or a list of one a layer, as a list."""
-    return list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value] * n_layers
+    return [value] * n_layers if isinstance(value, (str, Real)) else list(value)
 
 
 def auto_alpha(products, bins):
@@ -225,7 +223,7 @@ class NACDetector(BaseDetector):
         The threshold on the scores.
     scorer_ : nn.Module
         Maps features (or the layers' products) to scores; its buffers ``counts`` (n_neurons,
-        n_bins), ``edges``, ``alphas`` and ``o_stars`` hold what was learned.
+        number of bins), ``edges``, ``alphas`` and ``o_stars`` hold what was learned.
     known_classes_ : array of shape (n_classes,)
         The in-distribution labels, where y was given.
     model_ : object

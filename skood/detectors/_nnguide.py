@@ -1,12 +1,12 @@
 """NNGuide: nearest-neighbour guidance of the energy."""
 
-import warnings
 from numbers import Integral, Real
 
 import torch
 
 from skood._compat import Interval
 from skood._learning import LearningScorer
+from skood._warnings import warn
 from skood.base import BaseDetector
 from skood.functional import energy
 
@@ -55,7 +55,7 @@ def mean_of_largest(queries, bank, k, own=None):
             best = torch.cat([best, tile], dim=1)
             best = best.topk(min(k, best.shape[1]), dim=1, sorted=False).values
         means.append(best.mean(1, dtype=torch.float64))
-    return torch.cat(means)
+    return torch.cat(means) if means else queries.new_empty(0, dtype=torch.float64)
 
 
 class NNGuideScorer(LearningScorer):
@@ -77,7 +77,7 @@ class NNGuideScorer(LearningScorer):
         """Draw which rows enter the bank."""
         n_rows = training.n_samples
         size = n_rows if self.bank_size is None else self.bank_size
-        if isinstance(size, float):
+        if not isinstance(size, Integral):
             size = max(1, round(size * n_rows))
         self.slots = torch.arange(n_rows)
         if size < n_rows:
@@ -112,13 +112,14 @@ class NNGuideScorer(LearningScorer):
 
     def leave_one_out(self, inputs, codes, positions):
         """Score training rows against the bank less themselves."""
-        own = self.slots[positions]
         directions, energies = self._guide(*inputs)
-        others = len(self.bank) - int((own >= 0).any())
-        k = min(self.k, max(1, others))
-        guidance = mean_of_largest(directions, self.bank, k, own.to(directions.device))
-        # A bank of one row guides that row by nothing.
-        guidance = torch.where(torch.isfinite(guidance), guidance, 0)
+        own = self.slots[positions].to(directions.device)
+        guidance = torch.zeros(len(own), dtype=torch.float64, device=own.device)
+        # A row of the bank has one neighbour less to choose from.
+        for rows, n_others in ((own >= 0, len(self.bank) - 1), (own < 0, len(self.bank))):
+            k = min(self.k, n_others)
+            if k:
+                guidance[rows] = mean_of_largest(directions[rows], self.bank, k, own[rows])
         return guidance * energies.double()
 
 
@@ -237,11 +238,8 @@ class NNGuideDetector(BaseDetector):
             head, body = None, network.require_logits().layer(self.layer, with_logits=True)
         return body, NNGuideScorer(head, self.k, self.energy_weighted, self.bank_size)
 
-    def _finish_fit(self, scorer):
-        self.k_ = min(self.k, len(scorer.bank))
-        if self.k_ < self.k:
-            warnings.warn(
-                f"k={self.k} is more than the {self.k_} rows of the bank: k_={self.k_} is used.",
-                UserWarning,
-                stacklevel=3,
-            )
+    def _fitted_attributes(self, scorer):
+        k_ = min(self.k, len(scorer.bank))
+        if k_ < self.k:
+            warn(f"k={self.k} is more than the {k_} rows of the bank: k_={k_} is used.")
+        return {"k_": k_}
