@@ -11,8 +11,9 @@ from torch import nn
 from skood._arrays import Rows
 from skood._compat import Interval
 from skood._model import fit_head, fit_model, fitted_module, is_trained
+from skood._modules import linear_head, module_device
 from skood._warnings import warn
-from skood.network import Network, linear_head, module_device
+from skood.network import Network
 
 # What validation sets before anything is fitted.
 ROW_ATTRIBUTES = ("n_features_in_", "feature_names_in_")

@@ -5,8 +5,8 @@ import threading
 import torch
 from torch import nn
 
+from skood._modules import private_copy
 from skood.functional import clip_to
-from skood.network import private_copy
 
 # Per-sample gradients of a micro-batch are alive at once.
 MICRO_BATCH_BYTES = 128 * 2**20

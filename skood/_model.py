@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from skood._modules import linear_head
 from skood.functional import pool
-from skood.network import linear_head
 
 
 def _is_skorch(model):

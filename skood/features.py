@@ -11,7 +11,7 @@ from skood._estimator import NetworkEstimator, computing
 from skood._labels import encode_labels
 from skood._learning import read
 from skood._model import is_trained
-from skood.network import Pool
+from skood._modules import Pool
 
 __all__ = ["FeatureExtractor"]
 

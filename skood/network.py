@@ -1,6 +1,5 @@
 """What `model` may be, and how a network is cut without touching the user's."""
 
-import copy
 import difflib
 from collections import Counter
 from collections.abc import Mapping
@@ -11,9 +10,10 @@ from torch import nn
 
 from skood._compat import move_to_numpy
 from skood._layers import GradientTaps, LayerEditor, LayerReader
-from skood.functional import at_least_float32, pool
+from skood._modules import Pool, TakeEntry, Upcast, private_copy, unwrap
+from skood.functional import pool
 
-__all__ = ["Network", "closest_names", "linear_head", "module_device", "private_copy"]
+__all__ = ["Network", "closest_names", "private_copy"]
 
 
 def closest_names(name, names):
@@ -24,97 +24,6 @@ def closest_names(name, names):
         return "Did you mean " + " or ".join(repr(n) for n in near) + "?"
     shown = ", ".join(repr(n) for n in names[:20])
     return f"There are: {shown}{', ...' if len(names) > 20 else ''}."
-
-
-def unwrap(module):
-    """Return the module inside ``torch.compile`` and (Distributed)DataParallel wrappers."""
-    while True:
-        if isinstance(module, torch.jit.ScriptModule):
-            raise TypeError(
-                "The network is a TorchScript module, which cannot be cut at its layers. Pass the "
-                "nn.Module that it was scripted or traced from."
-            )
-        if hasattr(module, "_orig_mod"):
-            module = module._orig_mod
-        elif isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            module = module.module
-        else:
-            return module
-
-
-def private_copy(module, device=None):
-    """Copy a module in eval mode: own hooks, flags and buffers, but the weights are shared.
-
-    Copying 35 M weights takes 64 ms, sharing them 3 ms. They are shared as parameters of our own
-    that need no gradient, so that no flag and no `.grad` of the user's is ever reached.
-
-    Parameters
-    ----------
-    module : nn.Module
-        Any network.
-    device : torch.device, default=None
-        Where the copy shall be. On another device than the module's the weights are copied.
-
-    Returns
-    -------
-    twin : nn.Module
-        The copy.
-    """
-    memo = {}
-    for part in module.modules():
-        # Buffers among them: a forward pass may write one, in eval mode too.
-        for tensor in _tensors_in(vars(part)):
-            memo[id(tensor)] = tensor.detach().clone()
-    for parameter in module.parameters():
-        if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
-            raise ValueError(
-                "The network has lazy parameters that are not initialised yet. Pass a batch "
-                "through it once before giving it to skood."
-            )
-        # What was made under inference_mode cannot be differentiated through.
-        shared = parameter.clone() if parameter.is_inference() else parameter.detach()
-        memo[id(parameter)] = nn.Parameter(shared, requires_grad=False)
-    try:
-        twin = copy.deepcopy(module, memo).eval()
-    except (TypeError, RuntimeError) as error:
-        raise TypeError(
-            f"{type(module).__name__} cannot be copied, and skood works on a copy to leave yours "
-            f"alone. One of its attributes is at fault: {error}"
-        ) from error
-    return twin if device is None else twin.to(device)
-
-
-def _tensors_in(value):
-    """Yield the tensors of a module that are no parameters, those in collections too."""
-    if isinstance(value, torch.Tensor):
-        if not isinstance(value, nn.Parameter):
-            yield value
-    elif isinstance(value, dict):
-        for entry in value.values():
-            yield from _tensors_in(entry)
-    elif isinstance(value, (list, tuple)):
-        for entry in value:
-            yield from _tensors_in(entry)
-
-
-def module_device(module):
-    """Return the device of a module's first tensor; the CPU if it has none."""
-    tensors = (
-        tensor.device for group in (module.parameters(), module.buffers()) for tensor in group
-    )
-    return next(tensors, torch.device("cpu"))
-
-
-def linear_head(weight, bias, device, dtype):
-    """Return a frozen ``nn.Linear`` with these weights."""
-    weight, bias = (torch.tensor(np.asarray(a), dtype=dtype, device=device) for a in (weight, bias))
-    head = nn.utils.skip_init(
-        nn.Linear, weight.shape[1], weight.shape[0], device=device, dtype=dtype
-    )
-    with torch.no_grad():
-        head.weight.copy_(weight)
-        head.bias.copy_(bias)
-    return head.requires_grad_(False).eval()
 
 
 class Network:
@@ -420,17 +329,6 @@ class Network:
             )
 
 
-class TakeEntry:
-    """A forward hook that gives one entry of the output."""
-
-    def __init__(self, key):
-        self.key = key
-
-    def __call__(self, module, args, output):
-        """Return the entry."""
-        return output[self.key]
-
-
 def logits_key(output, made):
     """Return where in a network's output the logits are; None for the output itself.
 
@@ -463,27 +361,3 @@ def describe_probabilities(logits):
         if is_probability and torch.allclose(total, torch.ones_like(total), atol=1e-3):
             return f"a {name}, so that its outputs are {name.replace('softmax', '')}probabilities"
     return None
-
-
-class Pool(nn.Module):
-    """`skood.functional.pool` as a module."""
-
-    def __init__(self, how):
-        super().__init__()
-        self.how = how
-
-    def forward(self, activations):
-        """Reduce activations to one vector a sample."""
-        return pool(activations, self.how)
-
-
-class Upcast(nn.Module):
-    """Run a network and give its output in float32 at least."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, x):
-        """Map X to features."""
-        return at_least_float32(self.network(x))
