@@ -1,11 +1,14 @@
 """Any array library and device, as torch batches and back."""
 
 import tempfile
+from collections.abc import Mapping
 
+import joblib
 import numpy as np
 import torch
+from scipy.sparse import issparse
 from sklearn import get_config
-from sklearn.utils import assert_all_finite
+from sklearn.utils import assert_all_finite, check_array
 from sklearn.utils.validation import validate_data
 
 from skood._compat import array_api_dispatch, get_namespace_and_device, move_to, move_to_numpy
@@ -24,83 +27,58 @@ def namespace_of(X):
     return xp.__name__, str(device)
 
 
-class Rows:
-    """The rows of X: validated, never written to, read batch by batch.
+def as_array(values):
+    """Return one entry of a dict as a tensor or an ndarray of numbers."""
+    if isinstance(values, torch.Tensor):
+        return values.detach()
+    return check_array(
+        values, dtype="numeric", allow_nd=True, ensure_2d=False, ensure_all_finite=False
+    )
+
+
+def check_named(columns, estimator, reset, min_samples):
+    """Check that the entries of a dict have rows that go together; return their number."""
+    name = type(estimator).__name__
+    lengths = {key: len(column.data) for key, column in columns.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"X is a dict whose entries have different numbers of rows: {lengths}.")
+    n_samples = next(iter(lengths.values()))
+    if n_samples < min_samples:
+        raise ValueError(
+            f"Found array with {n_samples} sample(s) in X while a minimum of {min_samples} is "
+            f"required by {name}."
+        )
+    if reset:
+        estimator.n_features_in_ = len(columns)
+    return n_samples
+
+
+class _Column:
+    """An array that is read in blocks of rows, as tensors of finite numbers.
 
     Parameters
     ----------
-    estimator : BaseEstimator
-        Whose ``n_features_in_`` is set or compared.
-    X : array-like of shape (n_samples, n_features, ...)
-        Any array library, dtype and device.
-    reset : bool
-        True in ``fit``.
-    min_samples : int, default=1
-        Fewer rows are an error.
+    data : ndarray or Tensor
+        With rows along the first axis; not written to.
+    owner : str
+        Whose input it is, for messages.
+    name : str, default="X"
+        What to call it in messages.
     """
 
-    def __init__(self, estimator, X, *, reset, min_samples=1):
-        self.namespace, self.native_device = namespace_of(X)
-        self._native = X if self.namespace != "numpy" else None
-        checks = {
-            "reset": reset,
-            "dtype": "numeric",
-            "ensure_all_finite": False,
-            "allow_nd": True,
-            "ensure_min_samples": min_samples,
-        }
-        if isinstance(X, torch.Tensor):
-            self._data = X.detach()
-            dtype = np.dtype(complex if X.is_complex() else float)
-            # scikit-learn checks the shape on a stand-in of no memory: numpy knows neither the
-            # GPU nor bfloat16.
-            validate_data(estimator, np.broadcast_to(np.zeros((), dtype), X.shape), **checks)
+    def __init__(self, data, owner, name="X"):
+        self.data, self.owner, self.name = data, owner, name
+        self.is_tensor = isinstance(data, torch.Tensor)
+        self.device = data.device if self.is_tensor else torch.device("cpu")
+        kind = data.dtype if self.is_tensor else data.dtype.newbyteorder("=")
+        self.is_float32 = kind in (torch.float32, np.float32)
+
+    def __getitem__(self, index):
+        """Return rows, chosen by a slice or by an array of integers."""
+        if self.is_tensor:
+            block = self.data[index if isinstance(index, slice) else torch.as_tensor(index)]
         else:
-            if self._native is not None:
-                X = move_to_numpy(X)
-            self._data = validate_data(estimator, X, **checks)
-        self._name = type(estimator).__name__
-        self.shape = tuple(self._data.shape)
-        self.n_samples = self.shape[0]
-        if self._is_tensor:
-            is_float32 = self._data.dtype == torch.float32
-        else:
-            is_float32 = self._data.dtype.newbyteorder("=") == np.float32
-        self.dtype = torch.float32 if is_float32 else torch.float64
-
-    def __len__(self):
-        return self.n_samples
-
-    @property
-    def device(self):
-        """The device of a tensor; the CPU for everything else."""
-        return self._data.device if self._is_tensor else torch.device("cpu")
-
-    @property
-    def _is_tensor(self):
-        return isinstance(self._data, torch.Tensor)
-
-    def take(self, rows):
-        """Return these rows as a CPU tensor of X's own dtype."""
-        block = self._data[torch.as_tensor(rows)] if self._is_tensor else self._data[rows]
-        return self._as_tensor(block).cpu()
-
-    def batches(self, batch_size, *, device, dtype, rows=None, own=False):
-        """Yield ``(start, batch)``; with `own` no batch shares memory with X."""
-        n_rows = self.n_samples if rows is None or len(rows) == self.n_samples else len(rows)
-        for start in range(0, n_rows, batch_size):
-            stop = min(start + batch_size, n_rows)
-            if n_rows == self.n_samples:
-                block, copy = self._data[start:stop], own
-            else:
-                index = rows[start:stop]
-                block = self._data[torch.as_tensor(index) if self._is_tensor else index]
-                copy = False
-            yield start, self._as_tensor(block).to(device, dtype, copy=copy)
-
-    def _as_tensor(self, block):
-        """Return a block of rows as a tensor of finite numbers."""
-        if not self._is_tensor:
+            block = self.data[index]
             if block.dtype.kind == "u" and block.dtype.itemsize > 1 or block.dtype.itemsize > 8:
                 block = block.astype(np.float64)
             # torch takes neither foreign byte order nor negative strides, and warns of read-only.
@@ -109,9 +87,103 @@ class Rows:
             block = torch.from_numpy(block)
         if block.is_floating_point() and not bool(torch.isfinite(block).all()):
             assert_all_finite(
-                block.double().cpu().numpy(), estimator_name=self._name, input_name="X"
+                block.double().cpu().numpy(), estimator_name=self.owner, input_name=self.name
             )
         return block
+
+
+def move(batch, device, dtype, copy=False):
+    """Return a batch on a device and in a dtype; integers of a dict stay what they are."""
+    if isinstance(batch, dict):
+        return {
+            name: part.to(device, dtype if part.is_floating_point() else part.dtype, copy=copy)
+            for name, part in batch.items()
+        }
+    return batch.to(device, dtype, copy=copy)
+
+
+class Rows:
+    """The rows of X: validated, never written to, read batch by batch.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Whose ``n_features_in_`` is set or compared.
+    X : array-like of shape (n_samples, n_features, ...), or dict of such
+        Any array library, dtype and device. The rows of a dict belong together.
+    reset : bool
+        True in ``fit``.
+    min_samples : int, default=1
+        Fewer rows are an error.
+    """
+
+    def __init__(self, estimator, X, *, reset, min_samples=1):
+        owner = type(estimator).__name__
+        # scipy's dok_array is a dict too.
+        self.is_named = isinstance(X, Mapping) and not issparse(X)
+        if self.is_named:
+            self.namespace, self.native_device, self._native = "numpy", "cpu", None
+            self._columns = {
+                name: _Column(as_array(values), owner, f"X[{name!r}]") for name, values in X.items()
+            }
+            self.n_samples = check_named(self._columns, estimator, reset, min_samples)
+            # Texts of one batch are padded to its longest: their width is no property of X.
+            self.row_shape = tuple(self._columns)
+        else:
+            self.namespace, self.native_device = namespace_of(X)
+            self._native = X if self.namespace != "numpy" else None
+            data = self._validate(estimator, X, reset, min_samples)
+            self._columns = {None: _Column(data, owner)}
+            self.n_samples = len(data)
+            self.row_shape = tuple(data.shape[1:])
+        self.device = next(iter(self._columns.values())).device
+        is_float32 = all(column.is_float32 for column in self._columns.values())
+        self.dtype = torch.float32 if is_float32 else torch.float64
+
+    def _validate(self, estimator, X, reset, min_samples):
+        """Return X as an ndarray or a tensor, checked but for NaN."""
+        checks = {
+            "reset": reset,
+            "dtype": "numeric",
+            "ensure_all_finite": False,
+            "allow_nd": True,
+            "ensure_min_samples": min_samples,
+        }
+        if isinstance(X, torch.Tensor):
+            dtype = np.dtype(complex if X.is_complex() else float)
+            # scikit-learn checks the shape on a stand-in of no memory: numpy knows neither the
+            # GPU nor bfloat16.
+            validate_data(estimator, np.broadcast_to(np.zeros((), dtype), X.shape), **checks)
+            return X.detach()
+        return validate_data(estimator, X if self._native is None else move_to_numpy(X), **checks)
+
+    def __len__(self):
+        return self.n_samples
+
+    def _block(self, index):
+        if self.is_named:
+            return {name: column[index] for name, column in self._columns.items()}
+        return self._columns[None][index]
+
+    def take(self, rows):
+        """Return these rows as a CPU tensor of X's own dtype, or a dict of such."""
+        block = self._block(rows)
+        return {n: part.cpu() for n, part in block.items()} if self.is_named else block.cpu()
+
+    def hash(self):
+        """Return a key of the content."""
+        parts = {name: move_to_numpy(column[slice(None)]) for name, column in self._columns.items()}
+        return joblib.hash(parts)
+
+    def batches(self, batch_size, *, device, dtype, rows=None, own=False):
+        """Yield ``(positions, batch)``; with `own` no batch shares memory with X."""
+        n_rows = self.n_samples if rows is None else len(rows)
+        all_rows = n_rows == self.n_samples
+        for start in range(0, n_rows, batch_size):
+            positions = slice(start, min(start + batch_size, n_rows))
+            block = self._block(positions if all_rows else rows[positions])
+            # Rows that were picked are a copy already.
+            yield positions, move(block, device, dtype, copy=own and all_rows)
 
     def like(self, values):
         """Return a tensor of results in X's array library and on its device."""
@@ -159,9 +231,10 @@ class TensorStore:
         return torch.from_numpy(np.memmap(tempfile.TemporaryFile(), dtype, "w+", shape=shape))
 
     def batches(self, batch_size, device):
-        """Yield ``(start, tensors)``."""
+        """Yield ``(positions, tensors)``."""
         for start in range(0, self._n_rows, batch_size):
-            yield start, tuple(t[start : start + batch_size].to(device) for t in self._tensors)
+            positions = slice(start, min(start + batch_size, self._n_rows))
+            yield positions, tuple(t[positions].to(device) for t in self._tensors)
 
     def take(self, rows, device):
         """Return these rows of each tensor."""

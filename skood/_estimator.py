@@ -8,7 +8,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from skood._arrays import Rows
+from skood._arrays import Rows, move
 from skood._compat import Interval
 from skood._model import fit_head, fit_model, fitted_module, is_trained
 from skood._modules import linear_head, module_device
@@ -78,9 +78,9 @@ class NetworkEstimator(BaseEstimator):
                 f"{self._namespace} on {self._native_device}, got {rows.namespace} on "
                 f"{rows.native_device}."
             )
-        if rows.shape[1:] != self._row_shape:
+        if rows.row_shape != self._row_shape:
             raise ValueError(
-                f"X has rows of shape {rows.shape[1:]}, but {type(self).__name__} is expecting "
+                f"X has rows of shape {rows.row_shape}, but {type(self).__name__} is expecting "
                 f"{self._row_shape}, as in fit."
             )
         if self._network.weights_changed:
@@ -105,7 +105,7 @@ class NetworkEstimator(BaseEstimator):
             device = self._choose_device(module_device(module))
 
         def sample(device, dtype):
-            return rows.take(index[:2]).to(device, dtype, copy=True)
+            return move(rows.take(index[:2]), device, dtype, copy=True)
 
         return Network(module, device, rows.dtype, sample=sample), model_
 
@@ -132,7 +132,7 @@ class NetworkEstimator(BaseEstimator):
         vars(self).update(
             fitted,
             device_=str(network.device),
-            _row_shape=rows.shape[1:],
+            _row_shape=rows.row_shape,
             _namespace=rows.namespace,
             _native_device=rows.native_device,
             # What was fitted stays what it is when parameters are set, also in a pickle.

@@ -4,6 +4,7 @@ import threading
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from skood._modules import private_copy
 from skood.functional import clip_to
@@ -42,7 +43,8 @@ class PerSampleGradientNorm(nn.Module):
         """Return the norm for one sample."""
 
         def logits_of(chosen):
-            return torch.func.functional_call(self.network, chosen, (x.unsqueeze(0),))
+            batch = tree_map(lambda part: part.unsqueeze(0), x)
+            return torch.func.functional_call(self.network, chosen, (batch,))
 
         logits, pull_back = torch.func.vjp(logits_of, self._chosen)
         # The loss's gradient at the logits is in closed form, which stays exact where the loss
@@ -59,4 +61,6 @@ class PerSampleGradientNorm(nn.Module):
                 return torch.func.vmap(self._sample_norm, chunk_size=self._micro_batch)(x)
             except RuntimeError:
                 # vmap follows no branch on data and no recurrent layer; one sample at a time does.
-                return torch.stack([self._sample_norm(sample) for sample in x])
+                leaves, form = tree_flatten(x)
+                samples = (tree_unflatten(parts, form) for parts in zip(*leaves, strict=True))
+                return torch.stack([self._sample_norm(sample) for sample in samples])

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from skood._arrays import NETWORK_BATCH_ROWS, TensorStore, feature_batch_rows
+from skood._arrays import NETWORK_BATCH_ROWS, TensorStore, feature_batch_rows, move
 
 
 class LearningScorer(nn.Module):
@@ -91,8 +91,7 @@ class Training:
         else:
             size = self._batch_size or feature_batch_rows(self._store.row_bytes)
             pairs = self._store.batches(size, self.device)
-        for start, inputs in pairs:
-            positions = slice(start, start + len(inputs[0]))
+        for positions, inputs in pairs:
             yield inputs, self._codes[positions].to(self.device), positions
 
     def sample(self, n_rows):
@@ -103,7 +102,7 @@ class Training:
         if self._store is not None:
             return self._store.take(chosen, self.device)
         X = self._rows.take(self._index[chosen])
-        return as_inputs(self._body(X.to(self.device, self._network.dtype)))
+        return as_inputs(self._body(move(X, self.device, self._network.dtype)))
 
 
 def as_inputs(output):
@@ -112,12 +111,12 @@ def as_inputs(output):
 
 
 def read(rows, body, network, batch_size, index=None):
-    """Yield ``(start, inputs)`` for the rows of X, passed through the body."""
+    """Yield ``(positions, inputs)`` for the rows of X, passed through the body."""
     if batch_size is None:
         batch_size = NETWORK_BATCH_ROWS
         if network.takes_features:
             itemsize = torch.finfo(network.dtype).bits // 8
-            batch_size = feature_batch_rows(int(np.prod(rows.shape[1:])) * itemsize)
+            batch_size = feature_batch_rows(int(np.prod(rows.row_shape)) * itemsize)
     # A network may write to its input; our own modules do not.
     batches = rows.batches(
         batch_size,
@@ -126,13 +125,14 @@ def read(rows, body, network, batch_size, index=None):
         rows=index,
         own=not network.takes_features,
     )
-    for start, batch in batches:
+    for positions, batch in batches:
         inputs = as_inputs(body(batch))
         for tensor in inputs:
-            if not bool(torch.isfinite(tensor).all()):
+            # A body that passes X on gives what was checked, perhaps a dict.
+            if tensor is not batch and not bool(torch.isfinite(tensor).all()):
                 raise ValueError(
                     "The network gives NaN or infinity for finite rows of X (the first of them "
-                    f"lies in rows {start} to {start + len(batch) - 1}). Are the rows scaled as "
-                    "in its training?"
+                    f"lies in rows {positions.start} to {positions.stop - 1}). Are the rows "
+                    "scaled as in its training?"
                 )
-        yield start, inputs
+        yield positions, inputs

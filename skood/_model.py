@@ -3,6 +3,7 @@
 import sys
 
 import numpy as np
+import torch
 from sklearn import config_context
 from sklearn.base import clone, is_classifier
 from sklearn.cluster import KMeans
@@ -12,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from skood._arrays import move
 from skood._modules import linear_head
 from skood.functional import pool
 
@@ -106,10 +108,13 @@ def fit_model(model, rows, index, classes, codes):
             f"least two classes in y; got {'no y' if classes is None else 'one class'}. Pass y, or "
             "a model that is trained already (FrozenEstimator), or model=None."
         )
-    X = rows.take(index).to(rows.dtype)
+    X = rows.take(index)
     with config_context(array_api_dispatch=False):
         if _is_skorch(model):
-            return clone(model).fit(X.float().numpy(), codes)
+            X = move(X, "cpu", torch.float32)
+            X = {n: part.numpy() for n, part in X.items()} if rows.is_named else X.numpy()
+            return clone(model).fit(X, codes)
+        X = require_array(rows, X).to(rows.dtype)
         return clone(model).fit(pool(X).numpy(), classes[codes])
 
 
@@ -128,7 +133,7 @@ def fit_head(rows, index, classes, codes, device, random_state):
     random_state : int, RandomState or None
         For k-means.
     """
-    H = pool(rows.take(index).to(rows.dtype)).numpy()
+    H = pool(require_array(rows, rows.take(index)).to(rows.dtype)).numpy()
     with config_context(array_api_dispatch=False):
         if classes is None or len(classes) < 2:
             n_clusters = _count_distinct(H, 8)
@@ -145,6 +150,16 @@ def fit_head(rows, index, classes, codes, device, random_state):
             H = H.astype(np.float64)
         classifier = LogisticRegression(max_iter=1000).fit(H, codes)
     return linear_head(*_two_sided(classifier.coef_, classifier.intercept_), device, rows.dtype)
+
+
+def require_array(rows, X):
+    """Return X, or raise if it is a dict where features are needed."""
+    if rows.is_named:
+        raise TypeError(
+            "X is a dict of arrays, which only a network takes; pass a network as `model`, or "
+            "features as one array."
+        )
+    return X
 
 
 def _count_distinct(H, most):

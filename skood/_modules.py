@@ -100,6 +100,11 @@ def linear_head(weight, bias, device, dtype):
     return head.requires_grad_(False).eval()
 
 
+def spread_named(module, args, kwargs):
+    """Turn a dict that is the only argument into arguments by name; a forward pre-hook."""
+    return (), {**args[0], **kwargs}
+
+
 class TakeEntry:
     """A forward hook that gives one entry of the output."""
 

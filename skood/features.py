@@ -1,12 +1,12 @@
 """Features of a network as a scikit-learn transformer."""
 
 import joblib
-import numpy as np
 import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_memory
 
-from skood._compat import HasMethods, StrOptions, _fit_context, move_to_numpy
+from skood._arrays import move
+from skood._compat import HasMethods, StrOptions, _fit_context
 from skood._estimator import NetworkEstimator, computing
 from skood._labels import encode_labels
 from skood._learning import read
@@ -101,7 +101,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
             index, classes, codes = encode_labels(y if trains else None, len(rows))
             network, model_ = self._take_network(rows, index, classes, codes)
             body = self._make_body(network)
-            first = rows.take(index[:1]).to(network.device, network.dtype, copy=True)
+            first = move(rows.take(index[:1]), network.device, network.dtype, copy=True)
             self._keep(rows, network, body, model_, _n_features_out=body(first).shape[1])
         return self
 
@@ -130,7 +130,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
             _remembered_features, ignore=["extractor", "rows"]
         )
         # Keyed by numpy: how torch pickles a tensor differs from process to process.
-        X_key = joblib.hash(move_to_numpy(rows.take(np.arange(len(rows)))))
+        X_key = rows.hash()
         key = joblib.hash((self._network.describe(), self.layer, self.pool))
         return rows.like(torch.from_numpy(remembered(key, X_key, self, rows)))
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from skood._compat import move_to_numpy
 from skood._layers import GradientTaps, LayerEditor, LayerReader
-from skood._modules import Pool, TakeEntry, Upcast, private_copy, unwrap
+from skood._modules import Pool, TakeEntry, Upcast, private_copy, spread_named, unwrap
 from skood.functional import pool
 
 __all__ = ["Network", "closest_names", "private_copy"]
@@ -47,7 +47,7 @@ class Network:
         self.module = None if module is None else private_copy(unwrap(module), device)
         self.device = torch.device(device)
         self._head_name, self._no_head, self._no_logits = None, None, None
-        self.logits_key = None
+        self.logits_key, self.takes_named = None, False
         self._calls = self._not_tensor = self._logits_shape = None
         parameters = () if module is None else self.module.parameters()
         self.dtype = next((p.dtype for p in parameters if p.is_floating_point()), dtype)
@@ -95,6 +95,7 @@ class Network:
             "dtype": str(self.dtype).removeprefix("torch."),
             "head_name": self._head_name,
             "logits_key": self.logits_key,
+            "takes_named": self.takes_named,
             "buffers": {name: move_to_numpy(buffer) for name, buffer in modules},
             "weights": head and [move_to_numpy(p) for p in (head.weight, head.bias)],
         }
@@ -106,6 +107,8 @@ class Network:
             buffers[name].copy_(torch.from_numpy(np.array(values)))
         if self.logits_key is not None:
             self._return_logits()
+        if state["takes_named"]:
+            self._take_named()
 
     def _weight_versions(self):
         return () if self.module is None else tuple(p._version for p in self.module.parameters())
@@ -158,6 +161,11 @@ class Network:
             "ASHDetector(net, layer=...)."
         )
 
+    def _take_named(self):
+        """Let the copy take the entries of a dict by name."""
+        self.takes_named = True
+        self.module.register_forward_pre_hook(spread_named, with_kwargs=True)
+
     def _return_logits(self):
         """Let the copy return its logits alone, with the features in their place once it is cut."""
         self.module.register_forward_hook(TakeEntry(self.logits_key))
@@ -166,6 +174,10 @@ class Network:
     def _find_head(self, x):
         """Find the linear layer that makes the logits, or note why there is none."""
         name = type(self.module).__name__
+        if isinstance(x, dict):
+            if self.takes_features:
+                raise TypeError("X is a dict of arrays, which only a whole network takes.")
+            self._take_named()
         if self.takes_features:
             if pool(x).shape[-1] != self.module.in_features:
                 raise ValueError(
@@ -182,10 +194,9 @@ class Network:
         try:
             output = twin(x)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise ValueError(
-                f"{name} fails on rows of X, here a batch of shape {tuple(x.shape)} and dtype "
-                f"{x.dtype}: {error}"
-            ) from error
+            parts = x.items() if isinstance(x, dict) else [("X", x)]
+            shapes = ", ".join(f"{n} of shape {tuple(t.shape)} and {t.dtype}" for n, t in parts)
+            raise ValueError(f"{name} fails on two rows of X, {shapes}: {error}") from error
         linear = [
             (part_name, out)
             for part_name, out in called
