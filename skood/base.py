@@ -79,7 +79,7 @@ class BaseDetector(OutlierMixin, NetworkEstimator):
             random_state = check_random_state(getattr(self, "random_state", None))
             network, model_ = self._take_network(rows, index, classes, codes, random_state)
             body, scorer = self._build(network)
-            scorer = scorer.eval()
+            scorer = scorer.eval().to(network.device)
             training = Training(
                 rows, index, classes, codes, body, network, self.batch_size, random_state
             )

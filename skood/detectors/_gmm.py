@@ -1,14 +1,13 @@
 """Class-conditional Gaussians: the density of the features under one Gaussian a class."""
 
 import math
-import os
 from numbers import Real
 
 import torch
 
 from skood._compat import Interval, StrOptions
+from skood._gaussians import ClassMoments, check_memory, inverse_factors, whiten
 from skood._learning import LearningScorer
-from skood._moments import ClassMoments
 from skood._warnings import warn
 from skood.base import BaseDetector
 from skood.functional import clip_to
@@ -17,58 +16,6 @@ from skood.functional import clip_to
 BLOCK_BYTES = 64 * 2**20
 # Grows the ridge of a class whose covariance has no Cholesky factor.
 RIDGE_START, RIDGE_STEP = 1e-10, 10.0
-
-
-def inverse_factors(covariances):
-    """Return L⁻ᵀ of each covariance L Lᵀ, and log det L, NaN where it is not positive definite.
-
-    Parameters
-    ----------
-    covariances : Tensor of shape (K, D, D)
-        Symmetric.
-
-    Returns
-    -------
-    factors : Tensor of shape (K, D, D)
-        x @ factor is white.
-    half_log_dets : Tensor of shape (K,)
-        Half the log-determinants.
-    """
-    # As correlations: a covariance of 1e-60, or columns of 1e-5 and 1e5, are as good as of 1.
-    scale = covariances.diagonal(dim1=1, dim2=2).sqrt()
-    positive = (scale > 0).all(1)
-    scale = torch.where(scale > 0, scale, 1.0)
-    lower, info = torch.linalg.cholesky_ex(covariances / scale[:, :, None] / scale[:, None, :])
-    n_features = scale.shape[1]
-    # What is smaller than this is rounding, not variance.
-    rounding = math.sqrt(n_features * torch.finfo(scale.dtype).eps)
-    good = (info == 0) & positive & (lower.diagonal(dim1=1, dim2=2).amin(1) > rounding)
-    identity = torch.eye(n_features, dtype=lower.dtype, device=lower.device)
-    lower = torch.where(good[:, None, None], lower, identity)
-    inverse = torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)
-    half_log_dets = lower.diagonal(dim1=1, dim2=2).log().sum(1) + scale.log().sum(1)
-    half_log_dets = torch.where(good, half_log_dets, torch.nan)
-    return inverse.mT / scale[:, :, None], half_log_dets
-
-
-def whiten(differences, factors):
-    """Whiten differences (n_samples, K, D) from the K means.
-
-    Parameters
-    ----------
-    differences : Tensor of shape (n_samples, K, D)
-        Features less each mean.
-    factors : Tensor of shape (K, D, D), (1, D, D) or (K, D)
-        Factors of full, tied or diagonal covariances.
-
-    Returns
-    -------
-    white : Tensor of shape (n_samples, K, D)
-        Their squared lengths are squared Mahalanobis distances.
-    """
-    if factors.ndim == 2:
-        return differences * factors
-    return torch.matmul(differences.transpose(0, 1), factors).transpose(0, 1)
 
 
 class GMMScorer(LearningScorer):
@@ -259,23 +206,6 @@ class GMMScorer(LearningScorer):
                 torch.where(lost, self.half_log_dets, half_log_dets),
             )
         return self._loo
-
-
-def check_memory(n_classes, n_features, device):
-    """Raise unless full covariances fit into memory: scatter, factor and leave-one-out factor."""
-    needed = 5 * 8 * n_classes * n_features**2
-    if torch.device(device).type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-    elif hasattr(os, "sysconf"):
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    else:
-        free = math.inf
-    if needed > free:
-        raise ValueError(
-            f"{n_classes} full covariances of {n_features} features take {needed / 2**30:.1f} GiB "
-            f"while fitting, more than the {free / 2**30:.1f} GiB here. Use covariance_type='tied' "
-            "or 'diag'."
-        )
 
 
 class GMMDetector(BaseDetector):

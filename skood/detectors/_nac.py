@@ -97,7 +97,7 @@ class NACScorer(LearningScorer):
     def start(self, training):
         """Set each neuron's alpha and o_star, from a pilot sample where they are "auto"."""
         pilot = self._products(training.sample(PILOT_ROWS))
-        widths = torch.tensor([p.shape[1] for p in pilot])
+        widths = [p.shape[1] for p in pilot]
         alphas = [
             auto_alpha(p, self.bins) if a == "auto" else a
             for a, p in zip(per_layer(self.alpha, self.n_layers), pilot, strict=True)
@@ -106,12 +106,11 @@ class NACScorer(LearningScorer):
         o_stars = [auto_o_star if o == "auto" else o for o in per_layer(self.o_star, self.n_layers)]
 
         def spread(values):
-            values = torch.as_tensor(values, dtype=torch.float64)
-            return values.repeat_interleave(widths).to(training.device)
+            values = [[value] * width for value, width in zip(values, widths, strict=True)]
+            return torch.tensor(sum(values, []), dtype=torch.float64, device=training.device)
 
         self.alphas, self.o_stars = spread(alphas), spread(o_stars)
-        self.weights = spread(1 / (self.n_layers * widths.double()))
-        self.edges = self.edges.to(training.device)
+        self.weights = spread([1 / (self.n_layers * width) for width in widths])
         self.counts = torch.zeros(
             len(self.alphas), len(self.edges) - 1, dtype=torch.int64, device=training.device
         )

@@ -79,16 +79,17 @@ class NNGuideScorer(LearningScorer):
         size = n_rows if self.bank_size is None else self.bank_size
         if not isinstance(size, Integral):
             size = max(1, round(size * n_rows))
-        self.slots = torch.arange(n_rows)
+        self.slots = torch.arange(n_rows, device=training.device)
         if size < n_rows:
             chosen = training.random_state.choice(n_rows, size, replace=False)
-            self.slots = torch.full((n_rows,), -1)
-            self.slots[chosen] = torch.arange(size)
+            self.slots.fill_(-1)[torch.as_tensor(chosen)] = torch.arange(
+                size, device=training.device
+            )
         self.n_bank = min(size, n_rows)
 
     def update(self, inputs, codes, positions):
         """Put the rows of a batch that were drawn into the bank."""
-        slots = self.slots[positions].to(inputs[0].device)
+        slots = self.slots[positions]
         chosen = slots >= 0
         directions, energies = self._guide(*(tensor[chosen] for tensor in inputs))
         if self.bank is None:
@@ -113,7 +114,7 @@ class NNGuideScorer(LearningScorer):
     def leave_one_out(self, inputs, codes, positions):
         """Score training rows against the bank less themselves."""
         directions, energies = self._guide(*inputs)
-        own = self.slots[positions].to(directions.device)
+        own = self.slots[positions]
         guidance = torch.zeros(len(own), dtype=torch.float64, device=own.device)
         # A row of the bank has one neighbour less to choose from.
         for rows, n_others in ((own >= 0, len(self.bank) - 1), (own < 0, len(self.bank))):
