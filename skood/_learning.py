@@ -54,15 +54,17 @@ class Training:
         Rows a batch.
     random_state : RandomState
         For methods that draw.
+    watch : callable
+        Maps (name, number of batches, batches) to the same batches, to report them.
     """
 
-    def __init__(self, rows, index, classes, codes, body, network, batch_size, random_state):
+    def __init__(self, rows, index, classes, codes, body, network, batch_size, random_state, watch):
         self.n_samples = len(index)
         self.n_classes = 1 if classes is None else len(classes)
         self.device = network.device
         self.random_state = random_state
         self._rows, self._index, self._body, self._network = rows, index, body, network
-        self._batch_size = batch_size
+        self._batch_size, self._watch = batch_size, watch
         self._classes, self._codes = classes, torch.as_tensor(codes)
         self._store = None
 
@@ -77,20 +79,23 @@ class Training:
         """
         if not self._network.takes_features:
             store = TensorStore(self.n_samples)
-            for _, inputs in self._read():
+            for _, inputs in self._read("network"):
                 store.append(inputs)
             self._store = store
 
-    def _read(self):
-        yield from read(self._rows, self._body, self._network, self._batch_size, self._index)
+    def _read(self, name):
+        size = batch_rows(self._rows, self._network, self._batch_size)
+        pairs = read(self._rows, self._body, self._network, size, self._index)
+        return self._watch(name, -(-self.n_samples // size), pairs)
 
-    def batches(self):
-        """Yield ``(inputs, codes, positions)``."""
+    def batches(self, name):
+        """Yield ``(inputs, codes, positions)``; the name is what callbacks are told."""
         if self._store is None:
-            pairs = self._read()
+            pairs = self._read(name)
         else:
             size = self._batch_size or feature_batch_rows(self._store.row_bytes)
             pairs = self._store.batches(size, self.device)
+            pairs = self._watch(name, -(-self.n_samples // size), pairs)
         for positions, inputs in pairs:
             yield inputs, self._codes[positions].to(self.device), positions
 
@@ -110,16 +115,21 @@ def as_inputs(output):
     return output if isinstance(output, tuple) else (output,)
 
 
+def batch_rows(rows, network, batch_size):
+    """Return how many rows of X to pass at once; `batch_size` where it is given."""
+    if batch_size is not None:
+        return batch_size
+    if not network.takes_features:
+        return NETWORK_BATCH_ROWS
+    itemsize = torch.finfo(network.dtype).bits // 8
+    return feature_batch_rows(int(np.prod(rows.row_shape)) * itemsize)
+
+
 def read(rows, body, network, batch_size, index=None):
     """Yield ``(positions, inputs)`` for the rows of X, passed through the body."""
-    if batch_size is None:
-        batch_size = NETWORK_BATCH_ROWS
-        if network.takes_features:
-            itemsize = torch.finfo(network.dtype).bits // 8
-            batch_size = feature_batch_rows(int(np.prod(rows.row_shape)) * itemsize)
     # A network may write to its input; our own modules do not.
     batches = rows.batches(
-        batch_size,
+        batch_rows(rows, network, batch_size),
         device=network.device,
         dtype=network.dtype,
         rows=index,

@@ -1,10 +1,12 @@
 """The base of all detectors: validation, passes over batches, the threshold, ±1 and AUROC."""
 
+from functools import partial
 from numbers import Real
 
 import numpy as np
 import torch
 from sklearn.base import OutlierMixin
+from sklearn.callback import CallbackSupportMixin
 from sklearn.utils import check_random_state
 from torch import nn
 
@@ -21,7 +23,7 @@ from skood.metrics import auroc_score
 __all__ = ["BaseDetector"]
 
 
-class BaseDetector(OutlierMixin, NetworkEstimator):
+class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
     """Base of all detectors.
 
     A subclass says how a network is cut and what scores the result: ``_build(network)`` returns
@@ -73,6 +75,8 @@ class BaseDetector(OutlierMixin, NetworkEstimator):
             If X holds NaN, fewer than two rows are in-distribution, or the network cannot be cut
             where the method needs it.
         """
+        context = self._init_callback_context(max_subtasks=None)
+        context.call_on_fit_task_begin(estimator=self)
         with self._fitting(X) as rows:
             maps = is_label_map(y)
             index, classes, codes = encode_labels(None if maps else y, len(rows))
@@ -81,7 +85,15 @@ class BaseDetector(OutlierMixin, NetworkEstimator):
             body, scorer = self._build(network)
             scorer = scorer.eval().to(network.device)
             training = Training(
-                rows, index, classes, codes, body, network, self.batch_size, random_state
+                rows,
+                index,
+                classes,
+                codes,
+                body,
+                network,
+                self.batch_size,
+                random_state,
+                watch=partial(self._watch, context),
             )
             scores = self._fit_scorer(scorer, training, rows.dtype)
             if maps:
@@ -97,7 +109,18 @@ class BaseDetector(OutlierMixin, NetworkEstimator):
                     rows.like(torch.as_tensor(classes)) if numeric else classes
                 )
             self._keep(rows, network, body, model_, **fitted)
+        context.call_on_fit_task_end(estimator=self)
         return self
+
+    def _watch(self, context, name, n_batches, batches):
+        """Yield batches, and tell scikit-learn's callbacks of each."""
+        task = context.subcontext(name, max_subtasks=n_batches)
+        task.call_on_fit_task_begin(estimator=self)
+        for batch in batches:
+            step = task.subcontext("batch").call_on_fit_task_begin(estimator=self)
+            yield batch
+            step.call_on_fit_task_end(estimator=self)
+        task.call_on_fit_task_end(estimator=self)
 
     def _fit_scorer(self, scorer, training, dtype):
         """Let the scorer learn; return the scores of the training rows, left out one at a time."""
@@ -106,10 +129,10 @@ class BaseDetector(OutlierMixin, NetworkEstimator):
         if learns:
             training.run()
             scorer.start(training)
-            for inputs, codes, positions in training.batches():
+            for inputs, codes, positions in training.batches("learn"):
                 scorer.update(inputs, codes, positions)
             scorer.finish()
-        for inputs, codes, positions in training.batches():
+        for inputs, codes, positions in training.batches("score"):
             if positions.start == 0:
                 self._inspect(inputs)
             out = scorer.leave_one_out(inputs, codes, positions) if learns else scorer(*inputs)

@@ -656,6 +656,51 @@ def test_cross_val_score_of_a_network(images):
     assert np.isfinite(scores).all()
 
 
+class Recorder:
+    """A callback of scikit-learn that notes what it is told."""
+
+    def __init__(self):
+        self.begun, self.ended, self.set_up, self.torn_down = [], [], 0, 0
+
+    def setup(self, estimator, context):
+        self.set_up += 1
+
+    def teardown(self, estimator, context):
+        self.torn_down += 1
+
+    def on_fit_task_begin(self, estimator, context):
+        self.begun.append(context.task_name)
+
+    def on_fit_task_end(self, estimator, context):
+        self.ended.append(context.task_name)
+
+
+@NETWORK
+def test_callbacks_are_told_of_every_batch(detector, images):
+    X, y = images
+    recorder = Recorder()
+    detector = put(detector, seeded(SmallCNN)).set_params(batch_size=7)
+    detector.set_callbacks(recorder).fit(X, y)
+    learns = not isinstance(detector, (ASHDetector, GradNormDetector))
+    tasks = ["network", "learn", "score"] if learns else ["score"]
+    assert sorted(recorder.begun) == sorted(["fit", *tasks, *["batch"] * 4 * len(tasks)])
+    assert sorted(recorder.ended) == sorted(recorder.begun)
+    with pytest.raises(ValueError, match="NaN"):
+        detector.fit(np.full_like(X, np.nan), y)
+    assert recorder.set_up == recorder.torn_down == 2
+
+
+def test_a_progress_bar_runs(iris):
+    pytest.importorskip("rich")
+    from sklearn.callback import ProgressBar
+
+    X, y = iris
+    grid = GridSearchCV(NNGuideDetector(), {"k": [1, 5]}, cv=StratifiedKFold(2, shuffle=True))
+    grid.set_callbacks(ProgressBar()).fit(X, np.where(y == 2, -1, y))
+    make_pipeline(PCA(2), GMMDetector()).set_callbacks(ProgressBar()).fit(X, y)
+    GMMDetector().set_callbacks(ProgressBar()).fit(X, y)
+
+
 # What model may be
 
 

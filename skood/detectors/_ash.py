@@ -68,9 +68,7 @@ def sharpening(x, kept, bound):
     """
     s1, s2 = (values.sum(1, keepdim=True, dtype=torch.float64) for values in (x, kept))
     ratio = torch.nan_to_num(s1 / s2, nan=0.0, posinf=math.inf, neginf=-math.inf)
-    return torch.minimum(
-        torch.maximum(ratio, -torch.as_tensor(bound)), torch.as_tensor(bound)
-    ).exp()
+    return ratio.clamp(-bound, bound).exp()
 
 
 class Shaping(nn.Module):
