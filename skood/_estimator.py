@@ -20,10 +20,13 @@ ROW_ATTRIBUTES = ("n_features_in_", "feature_names_in_")
 
 
 @contextlib.contextmanager
-def computing(device):
+def computing():
     """Compute without gradients, and in full precision whatever surrounds the call."""
-    off = torch.autocast(torch.device(device).type, enabled=False)
-    with torch.inference_mode(False), torch.no_grad(), off:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+            stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 
 
@@ -115,7 +118,7 @@ class NetworkEstimator(BaseEstimator):
         before = {name: vars(self)[name] for name in ROW_ATTRIBUTES if name in vars(self)}
         try:
             rows = Rows(self, X, reset=True, min_samples=self._min_samples)
-            with computing(rows.device):
+            with computing():
                 yield rows
         except BaseException:
             for name in ROW_ATTRIBUTES:

@@ -109,7 +109,7 @@ def fit_model(model, rows, index, classes, codes):
             "a model that is trained already (FrozenEstimator), or model=None."
         )
     X = rows.take(index)
-    with config_context(array_api_dispatch=False):
+    with config_context(array_api_dispatch=False), torch.enable_grad():
         if _is_skorch(model):
             X = move(X, "cpu", torch.float32)
             X = {n: part.numpy() for n, part in X.items()} if rows.is_named else X.numpy()

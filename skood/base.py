@@ -162,7 +162,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
     def _score(self, X, method):
         """Return the validated rows of X and their scores as a tensor."""
         rows = self._check_rows(X, method)
-        with computing(self._network.device):
+        with computing():
             scores = [
                 self._finish_scores(self.scorer_(*inputs), rows.dtype)
                 for _, inputs in read(rows, self._body, self._network, self.batch_size)

@@ -136,7 +136,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
 
     def _features(self, rows):
         """Return the features of all rows, as a tensor of its own."""
-        with computing(self._network.device):
+        with computing():
             batches = read(rows, self._body, self._network, self.batch_size)
             return torch.cat([features for _, (features,) in batches])
 

@@ -3,6 +3,7 @@
 import difflib
 from collections import Counter
 from collections.abc import Mapping
+from types import FunctionType
 
 import numpy as np
 import torch
@@ -70,9 +71,9 @@ class Network:
                 f"{type(part).__module__}.{type(part).__qualname__}",
                 part.extra_repr(),
                 {
-                    k: v
+                    k: getattr(v, "__qualname__", v)
                     for k, v in vars(part).items()
-                    if isinstance(v, (int, float, str, type(None)))
+                    if isinstance(v, (int, float, str, tuple, type(None), FunctionType))
                 },
             )
             for name, part in self.module.named_modules()
