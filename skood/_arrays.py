@@ -49,6 +49,7 @@ def check_named(columns, estimator, reset, min_samples):
             f"required by {name}."
         )
     if reset:
+        vars(estimator).pop("feature_names_in_", None)
         estimator.n_features_in_ = len(columns)
     return n_samples
 
@@ -76,10 +77,14 @@ class _Column:
     def __getitem__(self, index):
         """Return rows, chosen by a slice or by an array of integers."""
         if self.is_tensor:
-            block = self.data[index if isinstance(index, slice) else torch.as_tensor(index)]
+            # from_numpy stays on the CPU, whatever torch.set_default_device says.
+            block = self.data[index if isinstance(index, slice) else torch.from_numpy(index)]
         else:
             block = self.data[index]
-            if block.dtype.kind == "u" and block.dtype.itemsize > 1 or block.dtype.itemsize > 8:
+            if block.dtype.kind == "u" and block.dtype.itemsize > 1:
+                # torch knows few operations on these; token ids stay integers.
+                block = block.astype(np.int64)
+            if block.dtype.itemsize > 8:
                 block = block.astype(np.float64)
             # torch takes neither foreign byte order nor negative strides, and warns of read-only.
             if not (block.flags.writeable and block.dtype.isnative and min(block.strides) >= 0):
@@ -128,7 +133,7 @@ class Rows:
             }
             self.n_samples = check_named(self._columns, estimator, reset, min_samples)
             # Texts of one batch are padded to its longest: their width is no property of X.
-            self.row_shape = tuple(self._columns)
+            self.row_shape = tuple(sorted(self._columns))
         else:
             self.namespace, self.native_device = namespace_of(X)
             self._native = X if self.namespace != "numpy" else None
@@ -226,7 +231,7 @@ class TensorStore:
     def _allocate(self, tensor, in_memory):
         shape = (self._n_rows, *tensor.shape[1:])
         if in_memory:
-            return torch.empty(shape, dtype=tensor.dtype)
+            return torch.empty(shape, dtype=tensor.dtype, device="cpu")
         dtype = np.float64 if tensor.dtype == torch.float64 else np.float32
         return torch.from_numpy(np.memmap(tempfile.TemporaryFile(), dtype, "w+", shape=shape))
 
@@ -238,7 +243,7 @@ class TensorStore:
 
     def take(self, rows, device):
         """Return these rows of each tensor."""
-        return tuple(tensor[torch.as_tensor(rows)].to(device) for tensor in self._tensors)
+        return tuple(tensor[torch.from_numpy(rows)].to(device) for tensor in self._tensors)
 
     @property
     def row_bytes(self):

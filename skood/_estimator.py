@@ -10,7 +10,7 @@ from torch import nn
 
 from skood._arrays import Rows, move
 from skood._compat import Interval
-from skood._model import fit_head, fit_model, fitted_module, is_trained
+from skood._model import fit_head, fit_model, fitted_module, is_trained, require_array
 from skood._modules import linear_head, module_device
 from skood._warnings import warn
 from skood.network import Network
@@ -99,6 +99,7 @@ class NetworkEstimator(BaseEstimator):
         if model is None:
             device = self._choose_device(rows.device)
             module = None
+            require_array(rows)
             if self._needs_logits:
                 module = fit_head(rows, index, classes, codes, device, random_state)
         else:
@@ -169,7 +170,8 @@ class NetworkEstimator(BaseEstimator):
         if saved is not None:
             if not _is_usable(self.device_):
                 self.device_ = "cpu"
-            self._rebuild(saved)
+            with computing():
+                self._rebuild(saved)
 
     def _rebuild(self, saved):
         """Build again what pickling dropped."""

@@ -43,8 +43,10 @@ class PerSampleGradientNorm(nn.Module):
         """Return the norm for one sample."""
 
         def logits_of(chosen):
-            batch = tree_map(lambda part: part.unsqueeze(0), x)
-            return torch.func.functional_call(self.network, chosen, (batch,))
+            # Copies of all that a network may write to: its input and its buffers.
+            batch = tree_map(lambda part: part.unsqueeze(0).clone(), x)
+            buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
+            return torch.func.functional_call(self.network, {**buffers, **chosen}, (batch,))
 
         logits, pull_back = torch.func.vjp(logits_of, self._chosen)
         # The loss's gradient at the logits is in closed form, which stays exact where the loss

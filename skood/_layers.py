@@ -43,6 +43,39 @@ class _Hooked(nn.Module):
                 )
 
 
+def first_argument(args, kwargs):
+    """Return what a layer was called with, by position or by name."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+class HeadReader(_Hooked):
+    """Map X to what enters the last linear layer, where the pass ends.
+
+    Parameters
+    ----------
+    network : nn.Module
+        A private copy, for this alone.
+    name : str
+        The last linear layer.
+    """
+
+    def __init__(self, network, name):
+        super().__init__(network)
+        self.network.get_submodule(name).register_forward_pre_hook(self._hook, with_kwargs=True)
+
+    def _hook(self, _, args, kwargs):
+        self._record("features", first_argument(args, kwargs))
+        raise _Reached
+
+    def forward(self, x):
+        """Return features."""
+        with self._recording() as seen:
+            with contextlib.suppress(_Reached):
+                self.network(x)
+            self._require(["features"])
+            return at_least_float32(seen["features"])
+
+
 class LayerReader(_Hooked):
     """Map X to the pooled output of a layer, and to the logits if asked.
 
@@ -125,7 +158,8 @@ class GradientTaps(_Hooked):
         for name in names:
             if name is None:
                 self.network.get_submodule(head_name).register_forward_pre_hook(
-                    lambda _, args: (self._tap(None, args[0]), *args[1:])
+                    lambda _, args, kwargs: ((self._tap(None, first_argument(args, kwargs)),), {}),
+                    with_kwargs=True,
                 )
             else:
                 self.network.get_submodule(name).register_forward_hook(

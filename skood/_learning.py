@@ -65,7 +65,7 @@ class Training:
         self.random_state = random_state
         self._rows, self._index, self._body, self._network = rows, index, body, network
         self._batch_size, self._watch = batch_size, watch
-        self._classes, self._codes = classes, torch.as_tensor(codes)
+        self._classes, self._codes = classes, torch.from_numpy(codes)
         self._store = None
 
     def class_name(self, k):

@@ -114,7 +114,8 @@ def fit_model(model, rows, index, classes, codes):
             X = move(X, "cpu", torch.float32)
             X = {n: part.numpy() for n, part in X.items()} if rows.is_named else X.numpy()
             return clone(model).fit(X, codes)
-        X = require_array(rows, X).to(rows.dtype)
+        require_array(rows)
+        X = X.to(rows.dtype)
         return clone(model).fit(pool(X).numpy(), classes[codes])
 
 
@@ -133,7 +134,7 @@ def fit_head(rows, index, classes, codes, device, random_state):
     random_state : int, RandomState or None
         For k-means.
     """
-    H = pool(require_array(rows, rows.take(index)).to(rows.dtype)).numpy()
+    H = pool(rows.take(index).to(rows.dtype)).numpy()
     with config_context(array_api_dispatch=False):
         if classes is None or len(classes) < 2:
             n_clusters = _count_distinct(H, 8)
@@ -152,14 +153,13 @@ def fit_head(rows, index, classes, codes, device, random_state):
     return linear_head(*_two_sided(classifier.coef_, classifier.intercept_), device, rows.dtype)
 
 
-def require_array(rows, X):
-    """Return X, or raise if it is a dict where features are needed."""
+def require_array(rows):
+    """Raise if X is a dict where features are needed."""
     if rows.is_named:
         raise TypeError(
             "X is a dict of arrays, which only a network takes; pass a network as `model`, or "
             "features as one array."
         )
-    return X
 
 
 def _count_distinct(H, most):

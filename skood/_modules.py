@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from skood.functional import at_least_float32, pool
+from skood.functional import pool
 
 
 def unwrap(module):
@@ -48,6 +48,10 @@ def private_copy(module, device=None):
         # Buffers among them: a forward pass may write one, in eval mode too.
         for tensor in _tensors_in(vars(part)):
             memo[id(tensor)] = tensor.detach().clone()
+    # An embedding with max_norm rescales its weights in every forward pass.
+    written = {
+        id(part.weight) for part in module.modules() if getattr(part, "max_norm", None) is not None
+    }
     for parameter in module.parameters():
         if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
             raise ValueError(
@@ -55,8 +59,9 @@ def private_copy(module, device=None):
                 "through it once before giving it to skood."
             )
         # What was made under inference_mode cannot be differentiated through.
-        shared = parameter.clone() if parameter.is_inference() else parameter.detach()
-        memo[id(parameter)] = nn.Parameter(shared, requires_grad=False)
+        own = parameter.is_inference() or id(parameter) in written
+        tensor = parameter.detach().clone() if own else parameter.detach()
+        memo[id(parameter)] = nn.Parameter(tensor, requires_grad=False)
     try:
         twin = copy.deepcopy(module, memo).eval()
     except (TypeError, RuntimeError) as error:
@@ -78,6 +83,12 @@ def _tensors_in(value):
     elif isinstance(value, (list, tuple)):
         for entry in value:
             yield from _tensors_in(entry)
+
+
+def shared_parameters(module, twin):
+    """Return the parameters of a copy that lie in the memory of the module's."""
+    originals = dict(module.named_parameters())
+    return [p for name, p in twin.named_parameters() if p.data_ptr() == originals[name].data_ptr()]
 
 
 def module_device(module):
@@ -126,15 +137,3 @@ class Pool(nn.Module):
     def forward(self, activations):
         """Reduce activations to one vector a sample."""
         return pool(activations, self.how)
-
-
-class Upcast(nn.Module):
-    """Run a network and give its output in float32 at least."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, x):
-        """Map X to features."""
-        return at_least_float32(self.network(x))

@@ -97,7 +97,10 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
             )
             scores = self._fit_scorer(scorer, training, rows.dtype)
             if maps:
-                scores = scores[torch.as_tensor(self._pixel_kinds(y, scores) > 0)]
+                inside = self._pixel_kinds(y, scores) > 0
+                if not inside.any():
+                    raise ValueError("y holds no in-distribution pixel: all are negative or 255.")
+                scores = scores[torch.from_numpy(inside)]
             fitted = {
                 **self._fitted_attributes(scorer),
                 "scorer_": scorer,
@@ -323,18 +326,22 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         buffers = state.get("_saved_scorer")
         super().__setstate__({k: v for k, v in state.items() if k != "_saved_scorer"})
         if buffers is not None:
-            self._body, self.scorer_ = self._as_fitted()._build(self._network)
-            for name, array in buffers.items():
-                # np.array: what skops or a memmap gives may be read-only.
-                tensor = torch.from_numpy(np.array(array)).to(self._network.device)
-                self.scorer_.register_buffer(name, tensor)
-            self.scorer_.eval()
+            with computing():
+                self._load(buffers)
+
+    def _load(self, buffers):
+        """Build the scorer again and give it what it had learned."""
+        self._body, scorer = self._as_fitted()._build(self._network)
+        for name, array in buffers.items():
+            # np.array: what skops or a memmap gives may be read-only.
+            scorer.register_buffer(name, torch.from_numpy(np.array(array)))
+        self.scorer_ = scorer.eval().to(self._network.device)
 
     def __sklearn_array_api_convert__(self, converter):
         """Return a copy that takes X of another array library or device."""
         moved = type(self).__new__(type(self))
         moved.__setstate__(self.__getstate__())
-        if hasattr(self, "known_classes_"):
+        if hasattr(self, "known_classes_") and self.known_classes_.dtype.kind not in "OU":
             moved.known_classes_ = converter(self.known_classes_)
         moved._namespace, moved._native_device = namespace_of(converter(np.empty(0)))
         return moved

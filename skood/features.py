@@ -1,6 +1,7 @@
 """Features of a network as a scikit-learn transformer."""
 
 import joblib
+import numpy as np
 import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_memory
@@ -132,13 +133,14 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
         # Keyed by numpy: how torch pickles a tensor differs from process to process.
         X_key = rows.hash()
         key = joblib.hash((self._network.describe(), self.layer, self.pool))
-        return rows.like(torch.from_numpy(remembered(key, X_key, self, rows)))
+        # A copy: what a memory mapped from its file gives must not be written to.
+        return rows.like(torch.from_numpy(np.array(remembered(key, X_key, self, rows))))
 
     def _features(self, rows):
         """Return the features of all rows, as a tensor of its own."""
         with computing():
             batches = read(rows, self._body, self._network, self.batch_size)
-            return torch.cat([features for _, (features,) in batches])
+            return torch.cat([compact(features) for _, (features,) in batches])
 
     def _rebuild(self, saved):
         super()._rebuild(saved)
@@ -148,6 +150,12 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+def compact(features):
+    """Return features that keep no larger tensor alive, such as all tokens behind the first."""
+    is_part = features.untyped_storage().nbytes() > features.nbytes
+    return features.clone() if is_part else features
 
 
 def _remembered_features(key, X_key, extractor, rows):

@@ -3,15 +3,14 @@
 import difflib
 from collections import Counter
 from collections.abc import Mapping
-from types import FunctionType
 
 import numpy as np
 import torch
 from torch import nn
 
 from skood._compat import move_to_numpy
-from skood._layers import GradientTaps, LayerEditor, LayerReader
-from skood._modules import Pool, TakeEntry, Upcast, private_copy, spread_named, unwrap
+from skood._layers import GradientTaps, HeadReader, LayerEditor, LayerReader
+from skood._modules import Pool, TakeEntry, private_copy, shared_parameters, spread_named, unwrap
 from skood.functional import pool
 
 __all__ = ["Network", "closest_names", "private_copy"]
@@ -48,10 +47,10 @@ class Network:
         self.module = None if module is None else private_copy(unwrap(module), device)
         self.device = torch.device(device)
         self._head_name, self._no_head, self._no_logits = None, None, None
-        self.logits_key, self.takes_named = None, False
+        self.logits_key, self.takes_named, self._changed = None, False, False
         self._calls = self._not_tensor = self._logits_shape = None
-        parameters = () if module is None else self.module.parameters()
-        self.dtype = next((p.dtype for p in parameters if p.is_floating_point()), dtype)
+        tensors = () if module is None else (*self.module.parameters(), *self.module.buffers())
+        self.dtype = next((t.dtype for t in tensors if t.is_floating_point()), dtype)
         if self.takes_features:
             self.dtype = torch.promote_types(self.dtype, torch.float32)
             self._head_name = ""
@@ -59,6 +58,7 @@ class Network:
                 self.module.to(self.dtype)
         if state is not None:
             self._set_state(state)
+        self._shared = () if module is None else shared_parameters(unwrap(module), self.module)
         self._versions = self._weight_versions()
         if sample is not None and self.module is not None:
             self._find_head(sample(self.device, self.dtype))
@@ -70,11 +70,7 @@ class Network:
                 name,
                 f"{type(part).__module__}.{type(part).__qualname__}",
                 part.extra_repr(),
-                {
-                    k: getattr(v, "__qualname__", v)
-                    for k, v in vars(part).items()
-                    if isinstance(v, (int, float, str, tuple, type(None), FunctionType))
-                },
+                {k: describe_value(v) for k, v in vars(part).items() if not k.startswith("_")},
             )
             for name, part in self.module.named_modules()
         ]
@@ -97,27 +93,31 @@ class Network:
             "head_name": self._head_name,
             "logits_key": self.logits_key,
             "takes_named": self.takes_named,
+            "changed": self.weights_changed,
             "buffers": {name: move_to_numpy(buffer) for name, buffer in modules},
             "weights": head and [move_to_numpy(p) for p in (head.weight, head.bias)],
         }
 
     def _set_state(self, state):
         self._head_name, self.logits_key = state["head_name"], state["logits_key"]
+        self._changed = state["changed"]
         buffers = {} if self.module is None else dict(self.module.named_buffers())
-        for name, values in state["buffers"].items():
-            buffers[name].copy_(torch.from_numpy(np.array(values)))
+        for name in buffers.keys() & state["buffers"].keys():
+            # Not copied into: the user's network may have grown the buffer meanwhile.
+            values = torch.from_numpy(np.array(state["buffers"][name]))
+            buffers[name].data = values.to(buffers[name])
         if self.logits_key is not None:
             self._return_logits()
         if state["takes_named"]:
             self._take_named()
 
     def _weight_versions(self):
-        return () if self.module is None else tuple(p._version for p in self.module.parameters())
+        return tuple(parameter._version for parameter in self._shared)
 
     @property
     def weights_changed(self):
         """True when the shared weights were written to since the network was taken."""
-        return self._versions != self._weight_versions()
+        return self._changed or self._versions != self._weight_versions()
 
     @property
     def takes_features(self):
@@ -187,11 +187,16 @@ class Network:
                 )
             return
         twin = private_copy(self.module)
-        called = []
+        called, made = [], []
         for part_name, part in twin.named_modules():
             part.register_forward_hook(
                 lambda _, args, out, part_name=part_name: called.append((part_name, out))
             )
+            if isinstance(part, nn.Linear):
+                # A copy, since what follows may write to it: then it is no longer the logits.
+                part.register_forward_hook(
+                    lambda _, args, out, part_name=part_name: made.append((part_name, out.clone()))
+                )
         try:
             output = twin(x)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -239,39 +244,26 @@ class Network:
         makers = [part_name for part_name, out in linear if out is logits]
         self._head_name = last = (makers or [part_name for part_name, _ in linear])[-1]
         calls = self._calls[last]
-        if calls > 1 or not (makers or self._cut_is_exact(x, logits)):
+        made_by_head = dict(made)[last]
+        if calls > 1 or not same(made_by_head, logits):
             self._head_name = None
             self._no_head = self._no_logits or ValueError(
                 f"{name} "
                 + (
                     f"calls its last linear layer {last!r} {calls} times a pass."
                     if calls > 1
-                    else f"does something after its last linear layer {last!r}: that layer, "
-                    "applied to the features, does not give the network's output."
+                    else f"does something after its last linear layer {last!r}, whose output "
+                    "is not the network's."
                 )
                 + " Give skood a network that ends in one linear layer, or name the layer to work "
                 "on: layer=..."
             )
 
-    def _cut_is_exact(self, x, logits):
-        """Tell whether the head, applied to the features, gives the logits."""
-        try:
-            features = self.features()(x)
-        except (RuntimeError, ValueError, TypeError, IndexError):
-            # What follows the layer does not even take its input's shape.
-            return False
-        if features.shape[-1] != self.head.in_features:
-            return False
-        found = self.head(features).to(logits.dtype)
-        return found.shape == logits.shape and torch.allclose(found, logits, rtol=1e-3, atol=1e-4)
-
     def features(self):
         """Return a module that maps X to what enters the last linear layer."""
         if self.takes_features:
             return Pool("avg")
-        twin = private_copy(self.module)
-        twin.set_submodule(self.head_name, nn.Identity())
-        return Upcast(twin)
+        return HeadReader(private_copy(self.module), self.head_name)
 
     def layer(self, name, *, how="avg", with_logits=False):
         """Return a module that maps X to the pooled output of a named layer.
@@ -339,6 +331,23 @@ class Network:
                 f"The layer {name!r} of {owner} gives a {self._not_tensor[name]}, not a tensor. "
                 "Name a layer inside of it."
             )
+
+
+def same(output, logits):
+    """Tell whether two tensors are equal, NaN included."""
+    return output.shape == logits.shape and torch.allclose(output, logits, equal_nan=True)
+
+
+def describe_value(value):
+    """Return an attribute of a module as something that hashes by its content."""
+    if isinstance(value, torch.Tensor):
+        return move_to_numpy(value)
+    if isinstance(value, (list, tuple)):
+        return [describe_value(entry) for entry in value]
+    if isinstance(value, dict):
+        return {str(key): describe_value(entry) for key, entry in value.items()}
+    code = getattr(value, "__code__", None)
+    return repr(value) if code is None else (value.__qualname__, code.co_code, repr(code.co_consts))
 
 
 def logits_key(output, made):

@@ -453,6 +453,138 @@ def test_gradnorm_of_half_precision_at_a_high_temperature(images):
     np.testing.assert_allclose(half.score_samples(X), exact, rtol=0.1)
 
 
+class Odd(nn.Module):
+    """A network with one habit that a careless cut would trip over."""
+
+    def __init__(self, habit):
+        super().__init__()
+        self.hidden, self.fc = nn.Linear(4, 3), nn.Linear(3, 3)
+        self.all = nn.Sequential(self.hidden, nn.ReLU(), self.fc)
+        self.habit = habit
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x):
+        """Map features to logits."""
+        if self.habit == "writes to its input":
+            x.mul_(2)
+        if self.habit == "writes to a buffer":
+            self.calls += 1
+        if self.habit == "two names for a layer":
+            return self.all(x)
+        h = torch.relu(self.hidden(x))
+        if self.habit == "reads its head":
+            return self.fc(h.to(self.fc.weight.dtype))
+        if self.habit == "calls its head by keyword":
+            return self.fc(input=h)
+        logits = self.fc(h)
+        if self.habit == "reshapes its logits":
+            return {"logits": logits, "p": logits.view(-1, 3).softmax(1)}
+        return logits.div_(4) if self.habit == "writes to its logits" else logits
+
+
+HABITS = [
+    "two names for a layer",
+    "reads its head",
+    "calls its head by keyword",
+    "reshapes its logits",
+    "writes to its input",
+    "writes to a buffer",
+]
+
+
+@pytest.mark.parametrize("habit", HABITS)
+@pytest.mark.parametrize(
+    "detector",
+    [
+        ASHDetector(),
+        GMMDetector(),
+        GradNormDetector(),
+        GradNormDetector(params="all"),
+        NACDetector(),
+        NACDetector(layers=["hidden", None]),
+        NNGuideDetector(),
+    ],
+    ids=name_of,
+)
+def test_networks_with_habits(detector, habit, iris):
+    X, y = iris
+    torch.manual_seed(0)
+    odd = Odd(habit).double()
+    plain = Odd(None).double()
+    plain.load_state_dict(odd.state_dict())
+    before = snapshot(odd)
+    found = put(detector, odd).fit(X, y).score_samples(X)
+    expected = put(detector, plain).fit(X, y)
+    scale = 2 if habit == "writes to its input" else 1
+    expected = put(detector, plain).fit(scale * X, y).score_samples(scale * X)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert_untouched(odd, before)
+    np.testing.assert_array_equal(X, iris[0])
+
+
+@EACH
+def test_a_head_whose_logits_are_written_to_is_refused(detector, iris):
+    X, y = iris
+    with pytest.raises(ValueError, match="does something after its last linear layer 'fc'"):
+        put(detector, Odd("writes to its logits").double()).fit(X, y)
+
+
+def test_an_embedding_that_rescales_itself_is_left_alone(rng):
+    tokens = nn.Embedding(9, 4, max_norm=0.1)
+
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens, self.fc = tokens, nn.Linear(4, 3)
+
+        def forward(self, ids):
+            return self.fc(self.tokens(ids).mean(1))
+
+    before = tokens.weight.detach().clone()
+    X = {"ids": rng.integers(0, 9, size=(20, 5)).astype(np.uint16)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        NNGuideDetector(Words(), k=2).fit(X).score_samples(X)
+    assert torch.equal(tokens.weight, before)
+
+
+def test_a_logit_score_that_is_a_module_keeps_its_mode(iris):
+    class Top(nn.Module):
+        def forward(self, logits):
+            return logits.amax(1)
+
+    top = Top().train()
+    ASHDetector(logit_score=top).fit(*iris)
+    assert top.training
+
+
+@NETWORK
+def test_loading_under_inference_mode(detector, images):
+    X, y = images
+    detector = put(detector, seeded(SmallCNN)).fit(X, y)
+    with torch.inference_mode():
+        twin = copy.deepcopy(detector)
+        found = twin.score_samples(X)
+    np.testing.assert_array_equal(found, detector.score_samples(X))
+
+
+def test_the_warning_of_further_training_travels_and_knows_its_own_weights(iris):
+    X, y = iris
+    net = seeded(MLP, in_features=4).double()
+    detector = GMMDetector(net).fit(X, y)
+    with torch.no_grad():
+        net.hidden.weight.add_(1)
+    with pytest.warns(UserWarning, match="trained further"):
+        copy.deepcopy(detector).score_samples(X)
+    half = nn.Linear(4, 3).half()
+    detector = ASHDetector(half).fit(X, y)
+    with torch.no_grad():
+        half.weight.add_(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        detector.score_samples(X)
+
+
 def test_networks_with_odd_attributes(iris):
     X, y = iris
     net = seeded(MLP, in_features=4).double()

@@ -16,6 +16,7 @@ from torch import nn
 
 from skood import FeatureExtractor, GMMDetector, NNGuideDetector
 from skood._arrays import TensorStore
+from skood.features import compact
 
 
 class Counting(SmallCNN):
@@ -157,6 +158,42 @@ def test_memory_tells_networks_with_the_same_weights_apart(rng, tmp_path):
     assert len({output.tobytes() for output in outputs}) == 4
     half = FeatureExtractor(nn.Sequential(first, nn.ReLU(), last).bfloat16(), memory=str(tmp_path))
     assert half.fit(X).transform(torch.as_tensor(X).bfloat16()).shape == (10, 8)
+
+
+class Scaled(nn.Module):
+    """A network with a setting that is in no state_dict."""
+
+    def __init__(self, setting):
+        super().__init__()
+        self.setting = setting
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x):
+        """Map (n, 4) to logits."""
+        setting = self.setting
+        if callable(setting):
+            return self.fc(setting(x))
+        return self.fc(x * (setting[0] if isinstance(setting, list) else setting))
+
+
+def test_memory_knows_settings_and_gives_writable_features(rng, tmp_path):
+    X = rng.normal(size=(10, 4)).astype(np.float32)
+    settings = [torch.tensor(2.0), torch.tensor(3.0), [4.0], [5.0], torch.relu, torch.tanh]
+    settings += [lambda x: x + 1, lambda x: x + 2]
+    memory = joblib.Memory(str(tmp_path), mmap_mode="r", verbose=0)
+    outputs = []
+    for setting in settings:
+        extractor = FeatureExtractor(Scaled(setting), memory=memory).fit(X)
+        outputs.append(extractor.transform(X))
+        again = extractor.transform(X)
+        np.testing.assert_array_equal(again, outputs[-1])
+        again[0, 0] = 5
+    assert len({output.tobytes() for output in outputs}) == len(settings)
+
+
+def test_features_keep_no_tokens_alive():
+    part = compact(torch.zeros(3, 200, 4)[:, 0])
+    assert part.untyped_storage().nbytes() == part.nbytes
 
 
 def test_a_search_passes_each_row_six_times(counting, images, tmp_path):

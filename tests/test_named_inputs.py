@@ -141,7 +141,11 @@ def test_bad_dicts(cls, text):
         cls(net).fit({**X, "mask": np.full_like(X["mask"], np.nan)}, y)
     with pytest.raises(ValueError, match="Text fails on two rows of X, words of shape"):
         cls(net).fit({"words": X["input_ids"]}, y)
+    with pytest.raises(TypeError, match="X is a dict of arrays"):
+        cls().fit(X, y)
     fitted = cls(net).fit(X, y)
+    turned = dict(reversed(X.items()))
+    np.testing.assert_array_equal(fitted.score_samples(turned), fitted.score_samples(X))
     with pytest.raises(ValueError, match="is expecting .'input_ids', 'mask'."):
         fitted.score_samples({"input_ids": X["input_ids"]})
 

@@ -1,6 +1,7 @@
 """ASH: activation shaping."""
 
 import math
+from functools import partial
 from numbers import Real
 
 import numpy as np
@@ -265,7 +266,8 @@ class ASHDetector(BaseDetector):
         self.random_state = random_state
 
     def _build(self, network):
-        score = LOGIT_SCORES.get(self.logit_score, self.logit_score)
+        # partial hides a module: as a submodule it would be put into eval mode, the user's.
+        score = LOGIT_SCORES.get(self.logit_score) or partial(self.logit_score)
         if self.layer is None:
             scorer = ASHHeadScorer(network.head, self.variant, self.percentile, score)
             return network.features(), scorer
