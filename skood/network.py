@@ -125,6 +125,10 @@ class Network:
         return self.module is None or isinstance(self.module, nn.Linear)
 
     @property
+    def _owner(self):
+        return type(self.module).__name__
+
+    @property
     def layer_names(self):
         """The names of all submodules."""
         return [name for name, _ in self.module.named_modules() if name]
@@ -157,7 +161,7 @@ class Network:
 
     def _no_vectors(self):
         return ValueError(
-            f"{type(self.module).__name__} returns logits of shape {self._logits_shape} for two "
+            f"{self._owner} returns logits of shape {self._logits_shape} for two "
             "rows; this method needs (n_samples, n_classes). For maps of logits there is "
             "ASHDetector(net, layer=...)."
         )
@@ -174,7 +178,6 @@ class Network:
     @torch.no_grad()
     def _find_head(self, x):
         """Find the linear layer that makes the logits, or note why there is none."""
-        name = type(self.module).__name__
         if isinstance(x, dict):
             if self.takes_features:
                 raise TypeError("X is a dict of arrays, which only a whole network takes.")
@@ -186,78 +189,96 @@ class Network:
                     f"`model` takes {self.module.in_features} features."
                 )
             return
+        output, linear = self._observe(x)
+        logits = self._pick_logits(output, [out for _, out, _ in linear])
+        if logits is not None:
+            self._pick_head(logits, linear)
+
+    def _observe(self, x):
+        """Run a copy on a few rows, and note how often each layer is called and what it gives.
+
+        Returns
+        -------
+        output : object
+            What the network returns.
+        linear : list of (str, Tensor, Tensor)
+            Name, output, and a copy of the output of each call of a linear layer: what follows
+            may write to the output, which then is no longer the logits.
+        """
         twin = private_copy(self.module)
-        called, made = [], []
-        for part_name, part in twin.named_modules():
-            part.register_forward_hook(
-                lambda _, args, out, part_name=part_name: called.append((part_name, out))
-            )
+        called, linear = [], []
+
+        def note(part, name, out):
+            called.append((name, out))
             if isinstance(part, nn.Linear):
-                # A copy, since what follows may write to it: then it is no longer the logits.
-                part.register_forward_hook(
-                    lambda _, args, out, part_name=part_name: made.append((part_name, out.clone()))
-                )
+                linear.append((name, out, out.clone()))
+
+        for name, part in twin.named_modules():
+            part.register_forward_hook(lambda part, _, out, name=name: note(part, name, out))
         try:
             output = twin(x)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             parts = x.items() if isinstance(x, dict) else [("X", x)]
             shapes = ", ".join(f"{n} of shape {tuple(t.shape)} and {t.dtype}" for n, t in parts)
-            raise ValueError(f"{name} fails on two rows of X, {shapes}: {error}") from error
-        linear = [
-            (part_name, out)
-            for part_name, out in called
-            if isinstance(self.module.get_submodule(part_name), nn.Linear)
-        ]
-        self._calls = Counter(part_name for part_name, _ in called)
+            raise ValueError(f"{self._owner} fails on two rows of X, {shapes}: {error}") from error
+        self._calls = Counter(name for name, _ in called)
         self._not_tensor = {
-            n: type(out).__name__ for n, out in called if not isinstance(out, torch.Tensor)
+            name: type(out).__name__ for name, out in called if not isinstance(out, torch.Tensor)
         }
-        self.logits_key = logits_key(output, [out for _, out in linear])
+        return output, linear
+
+    def _pick_logits(self, output, made):
+        """Return the logits in an output, and note what is wrong with them; None if it has none."""
+        self.logits_key = logits_key(output, made)
         logits = output if self.logits_key is None else output[self.logits_key]
         if not isinstance(logits, torch.Tensor) or logits.ndim < 2:
             kind = type(logits).__name__
             shape = f" of shape {tuple(logits.shape)}" if kind == "Tensor" else ""
             self._no_head = self._no_logits = TypeError(
-                f"{name} returns a {kind}{shape}, in which no single entry is the logits, of shape "
-                "(n_samples, n_classes). Wrap it in an nn.Module whose forward returns them alone."
+                f"{self._owner} returns a {kind}{shape}, in which no single entry is the logits, "
+                "of shape (n_samples, n_classes). Wrap it in an nn.Module whose forward returns "
+                "them alone."
             )
-            return
+            return None
         if self.logits_key is not None:
             self._return_logits()
         ending = describe_probabilities(logits)
         if ending:
             self._no_logits = ValueError(
-                f"{name} ends in {ending}. skood needs the logits: remove that last step (in "
-                "skorch, use criterion=nn.CrossEntropyLoss)."
+                f"{self._owner} ends in {ending}. skood needs the logits: remove that last step "
+                "(in skorch, use criterion=nn.CrossEntropyLoss)."
             )
         if logits.ndim > 2:
             self._logits_shape = tuple(logits.shape)
+        return logits
+
+    def _pick_head(self, logits, linear):
+        """Note the name of the linear layer that made the logits, or why there is none."""
         if not linear:
             self._no_head = ValueError(
-                f"{name} calls no nn.Linear, so there are no features in front of a last linear "
-                f"layer. Name the layer to work on: layer=... {closest_names('', self.layer_names)}"
+                f"{self._owner} calls no nn.Linear, so there are no features in front of a last "
+                "linear layer. Name the layer to work on: layer=... "
+                f"{closest_names('', self.layer_names)}"
             )
             return
         if logits.ndim > 2:
             self._no_head = self._no_vectors()
             return
-        makers = [part_name for part_name, out in linear if out is logits]
-        self._head_name = last = (makers or [part_name for part_name, _ in linear])[-1]
-        calls = self._calls[last]
-        made_by_head = dict(made)[last]
-        if calls > 1 or not same(made_by_head, logits):
-            self._head_name = None
-            self._no_head = self._no_logits or ValueError(
-                f"{name} "
-                + (
-                    f"calls its last linear layer {last!r} {calls} times a pass."
-                    if calls > 1
-                    else f"does something after its last linear layer {last!r}, whose output "
-                    "is not the network's."
-                )
-                + " Give skood a network that ends in one linear layer, or name the layer to work "
-                "on: layer=..."
+        # The last one, but for networks that call another after the one they return.
+        last, _, made = next((call for call in linear if call[1] is logits), linear[-1])
+        remedy = "Give skood a network that ends in one linear layer, or name the layer: layer=..."
+        if self._calls[last] > 1:
+            self._no_head = ValueError(
+                f"{self._owner} calls its last linear layer {last!r} {self._calls[last]} times a "
+                f"pass. {remedy}"
             )
+        elif made.shape != logits.shape or not torch.allclose(made, logits, equal_nan=True):
+            self._no_head = self._no_logits or ValueError(
+                f"{self._owner} does something after its last linear layer {last!r}, whose output "
+                f"is not the network's. {remedy}"
+            )
+        else:
+            self._head_name = last
 
     def features(self):
         """Return a module that maps X to what enters the last linear layer."""
@@ -308,8 +329,7 @@ class Network:
                 f"layer={name!r} names a submodule, but there is no network to look in: X holds "
                 "features already. Pass the whole trained network as `model`, or name no layer."
             )
-        owner = type(self.module).__name__
-        names = self.layer_names
+        owner, names = self._owner, self.layer_names
         if name not in names:
             raise ValueError(f"{owner} has no layer {name!r}. {closest_names(name, names)}")
         if self._calls is None:
@@ -331,11 +351,6 @@ class Network:
                 f"The layer {name!r} of {owner} gives a {self._not_tensor[name]}, not a tensor. "
                 "Name a layer inside of it."
             )
-
-
-def same(output, logits):
-    """Tell whether two tensors are equal, NaN included."""
-    return output.shape == logits.shape and torch.allclose(output, logits, equal_nan=True)
 
 
 def describe_value(value):
