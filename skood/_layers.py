@@ -42,6 +42,15 @@ class _Hooked(nn.Module):
                     f"The layer {name!r} was not called in a pass. Name another layer."
                 )
 
+    def _read(self, x, name):
+        """Run a pass that a hook may end; return what was recorded, and the logits or None."""
+        logits = None
+        with self._recording() as seen:
+            with contextlib.suppress(_Reached):
+                logits = self.network(x)
+            self._require([name])
+            return seen[name], logits
+
 
 def first_argument(args, kwargs):
     """Return what a layer was called with, by position or by name."""
@@ -61,19 +70,17 @@ class HeadReader(_Hooked):
 
     def __init__(self, network, name):
         super().__init__(network)
+        self.name = name
         self.network.get_submodule(name).register_forward_pre_hook(self._hook, with_kwargs=True)
 
     def _hook(self, _, args, kwargs):
-        self._record("features", first_argument(args, kwargs))
+        self._record(self.name, first_argument(args, kwargs))
         raise _Reached
 
     def forward(self, x):
         """Return features."""
-        with self._recording() as seen:
-            with contextlib.suppress(_Reached):
-                self.network(x)
-            self._require(["features"])
-            return at_least_float32(seen["features"])
+        features, _ = self._read(x, self.name)
+        return at_least_float32(features)
 
 
 class LayerReader(_Hooked):
@@ -98,19 +105,15 @@ class LayerReader(_Hooked):
 
     def _hook(self, _, args, output):
         features = at_least_float32(pool(output, self.how))
+        if not self.with_logits:
+            self._record(self.name, features)
+            raise _Reached
         # An in-place operation may follow and overwrite what was not reduced.
         self._record(self.name, features.clone() if features is output else features)
-        if not self.with_logits:
-            raise _Reached
 
     def forward(self, x):
         """Return features, or ``(features, logits)``."""
-        with self._recording() as seen:
-            logits = None
-            with contextlib.suppress(_Reached):
-                logits = self.network(x)
-            self._require([self.name])
-            features = seen[self.name]
+        features, logits = self._read(x, self.name)
         return (features, at_least_float32(logits)) if self.with_logits else features
 
 

@@ -150,6 +150,15 @@ def test_bad_dicts(cls, text):
         fitted.score_samples({"input_ids": X["input_ids"]})
 
 
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "num_labels": 3,
+}
+
+
 @pytest.fixture(scope="module")
 def bert():
     """Return a small BERT classifier of random weights and inputs of 16 texts."""
@@ -157,12 +166,8 @@ def bert():
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
         max_position_embeddings=16,
-        num_labels=3,
+        **SMALL,
     )
     rng = np.random.default_rng(0)
     X = {
@@ -178,14 +183,10 @@ def vit():
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
         image_size=8,
         patch_size=4,
         num_channels=1,
-        num_labels=3,
+        **SMALL,
     )
     X = np.random.default_rng(0).normal(size=(16, 1, 8, 8)).astype(np.float32)
     return transformers.ViTForImageClassification(config).eval(), X

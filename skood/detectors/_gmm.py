@@ -143,8 +143,6 @@ class GMMScorer(LearningScorer):
         counts = self.moments.counts[codes]
         alone = counts == 1
         grow = torch.where(alone, 1.0, counts / (counts - 1))
-        distances = whiten(differences, self.factors).square().sum(2)
-        half_log_dets = self.half_log_dets.expand_as(distances).clone()
         if self.covariance_type == "tied":
             divisor = (n_rows - 1).reshape(1)
             change = torch.where(alone, 0.0, grow / divisor)
@@ -159,6 +157,9 @@ class GMMScorer(LearningScorer):
             distances[at, codes] *= grow.square()
             half_log_dets = (half_log_det + room.log() / 2)[:, None].expand_as(distances)
         else:
+            # Only the own class changes.
+            distances = whiten(differences, self.factors).square().sum(2)
+            half_log_dets = self.half_log_dets.expand_as(distances).clone()
             divisors = (self.moments.counts - 1).clamp(min=1)
             change = grow / divisors[codes]
             delta = differences[at, codes]
