@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping
+from functools import cached_property
 
 import joblib
 import numpy as np
@@ -101,10 +102,14 @@ def move(batch, device, dtype, copy=False):
     """Return a batch on a device and in a dtype; integers of a dict stay what they are."""
     if isinstance(batch, dict):
         return {
-            name: part.to(device, dtype if part.is_floating_point() else part.dtype, copy=copy)
+            name: move(part, device, dtype if part.is_floating_point() else part.dtype, copy)
             for name, part in batch.items()
         }
-    return batch.to(device, dtype, copy=copy)
+    to_gpu = torch.device(device).type == "cuda" and batch.device.type == "cpu"
+    if to_gpu:
+        # A copy from pinned memory does not wait for the GPU to finish the batch before.
+        batch = batch.pin_memory()
+    return batch.to(device, dtype, copy=copy, non_blocking=to_gpu)
 
 
 class Rows:
@@ -177,8 +182,16 @@ class Rows:
 
     def hash(self):
         """Return a key of the content."""
-        parts = {name: move_to_numpy(column[slice(None)]) for name, column in self._columns.items()}
-        return joblib.hash(parts)
+        keys = []
+        for name, column in self._columns.items():
+            size = feature_batch_rows(column.data[:1].nbytes)
+            blocks = (column[start : start + size] for start in range(0, self.n_samples, size))
+            keys.append((name, [joblib.hash(move_to_numpy(block)) for block in blocks]))
+        return joblib.hash(keys)
+
+    def n_batches(self, batch_size):
+        """Return the number of batches."""
+        return -(-self.n_samples // batch_size)
 
     def batches(self, batch_size, *, device, dtype, rows=None, own=False):
         """Yield ``(positions, batch)``; with `own` no batch shares memory with X."""
@@ -202,53 +215,71 @@ class Rows:
 
 
 class TensorStore:
-    """Rows of tensors: in memory up to ``working_memory``, beyond that in a temporary file.
+    """Rows of tensors: in memory up to ``working_memory``, beyond that in temporary files.
 
-    The file has no name and is gone with the store, also when the process is killed.
-
-    Parameters
-    ----------
-    n_rows : int
-        How many rows will be appended.
+    The files have no name and are gone with the store, also when the process is killed.
     """
 
-    def __init__(self, n_rows):
-        self._n_rows = n_rows
-        self._filled = 0
-        self._tensors = None
+    def __init__(self):
+        self._batches, self._files, self._like = [], None, None
+        self._n_bytes = 0
 
     def append(self, tensors):
-        """Add a batch: a tuple of tensors with equal numbers of rows."""
-        if self._tensors is None:
-            row_bytes = sum(t[0].numel() * t.element_size() for t in tensors)
-            in_memory = row_bytes * self._n_rows <= get_config()["working_memory"] * 2**20
-            self._tensors = [self._allocate(tensor, in_memory) for tensor in tensors]
-        stop = self._filled + len(tensors[0])
-        for kept, tensor in zip(self._tensors, tensors, strict=True):
-            kept[self._filled : stop] = tensor.cpu()
-        self._filled = stop
+        """Add a batch: tensors with equal numbers of rows."""
+        tensors = [tensor.cpu() for tensor in tensors]
+        if self._like is None:
+            self._like = [tensor[:0].clone() for tensor in tensors]
+        for tensor, like in zip(tensors, self._like, strict=True):
+            if tensor.shape[1:] != like.shape[1:]:
+                raise ValueError(
+                    f"The batches have rows of shape {tuple(like.shape[1:])} and "
+                    f"{tuple(tensor.shape[1:])}. Pad all rows to one size."
+                )
+        self._batches.append(tensors)
+        self._n_bytes += sum(tensor.nbytes for tensor in tensors)
+        # Half of it: to join the batches takes as much again.
+        if self._files is not None or self._n_bytes > get_config()["working_memory"] * 2**19:
+            self._write()
 
-    def _allocate(self, tensor, in_memory):
-        shape = (self._n_rows, *tensor.shape[1:])
-        if in_memory:
-            return torch.empty(shape, dtype=tensor.dtype, device="cpu")
-        dtype = np.float64 if tensor.dtype == torch.float64 else np.float32
-        return torch.from_numpy(np.memmap(tempfile.TemporaryFile(), dtype, "w+", shape=shape))
+    def _write(self):
+        """Move the batches to the files."""
+        if self._files is None:
+            self._files = [tempfile.TemporaryFile() for _ in self._like]
+        for batch in self._batches:
+            for file, tensor in zip(self._files, batch, strict=True):
+                tensor.numpy().tofile(file)
+        self._batches = []
+
+    @cached_property
+    def tensors(self):
+        """All rows of each tensor, once all are added."""
+        if self._files is None:
+            try:
+                return [torch.cat(parts) for parts in zip(*self._batches, strict=True)]
+            finally:
+                self._batches = []
+        for file in self._files:
+            file.flush()
+        return [
+            torch.from_numpy(np.memmap(file, like.numpy().dtype, "r+").reshape(-1, *like.shape[1:]))
+            for file, like in zip(self._files, self._like, strict=True)
+        ]
 
     def batches(self, batch_size, device):
         """Yield ``(positions, tensors)``."""
-        for start in range(0, self._n_rows, batch_size):
-            positions = slice(start, min(start + batch_size, self._n_rows))
-            yield positions, tuple(t[positions].to(device) for t in self._tensors)
+        n_rows = len(self.tensors[0])
+        for start in range(0, n_rows, batch_size):
+            positions = slice(start, min(start + batch_size, n_rows))
+            yield positions, tuple(t[positions].to(device) for t in self.tensors)
 
     def take(self, rows, device):
         """Return these rows of each tensor."""
-        return tuple(tensor[torch.from_numpy(rows)].to(device) for tensor in self._tensors)
+        return tuple(tensor[torch.from_numpy(rows)].to(device) for tensor in self.tensors)
 
     @property
     def row_bytes(self):
         """How many bytes a row takes."""
-        return sum(t[0].numel() * t.element_size() for t in self._tensors)
+        return sum(t[0].nbytes for t in self.tensors)
 
 
 def feature_batch_rows(row_bytes):

@@ -8,10 +8,12 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from skood._arrays import Rows, move
+from skood._arrays import Rows
 from skood._compat import Interval
+from skood._learning import LabelledRows, batch_rows, read
 from skood._model import fit_head, fit_model, fitted_module, is_trained, require_array
 from skood._modules import linear_head, module_device
+from skood._streams import Stream, is_stream
 from skood._warnings import warn
 from skood.network import Network
 
@@ -38,6 +40,7 @@ class NetworkEstimator(BaseEstimator):
         "layer": [str, None],
         "device": [str, torch.device],
         "batch_size": [Interval(Integral, 1, None, closed="left"), None],
+        "verbose": ["verbose"],
     }
     # What `model=None` needs a head for; a method on features alone needs none.
     _needs_logits = True
@@ -70,11 +73,26 @@ class NetworkEstimator(BaseEstimator):
             raise ValueError(f"device={self.device!r} cannot be used here: {error}") from error
         return device
 
-    def _check_rows(self, X, method):
+    def _source(self, X, y):
+        """Return the rows and labels of ``fit``."""
+        if not is_stream(X):
+            return LabelledRows(Rows(self, X, reset=True, min_samples=self._min_samples), y)
+        stream = Stream(self, X, y, batch_size=self.batch_size, reset=True)
+        fits_model = self._needs_logits if self.model is None else not is_trained(self.model)
+        return stream.gather() if fits_model else stream
+
+    def _check_rows(self, X, method, y=None):
         """Validate the rows of X in another public method."""
         check_is_fitted(self)
-        rows = Rows(self, X, reset=False)
-        if (rows.namespace, rows.native_device) != (self._namespace, self._native_device):
+        if is_stream(X):
+            ordered = method != "score"
+            rows = Stream(self, X, y, batch_size=self.batch_size, reset=False, ordered=ordered)
+        else:
+            rows = Rows(self, X, reset=False)
+        if None not in (rows.namespace, self._namespace) and (
+            rows.namespace,
+            rows.native_device,
+        ) != (self._namespace, self._native_device):
             raise ValueError(
                 f"Inputs passed to {type(self).__name__}.{method}() must use the same namespace "
                 "and the same device as those passed to fit(): "
@@ -93,41 +111,54 @@ class NetworkEstimator(BaseEstimator):
             )
         return rows
 
-    def _take_network(self, rows, index, classes, codes, random_state=None):
+    def _inputs(self, rows):
+        """Yield what the scorer takes, batch by batch, with a progress bar where `verbose`."""
+        size = batch_rows(rows, self._network, self.batch_size)
+        batches = read(rows, self._body, self._network, size)
+        if self.verbose:
+            from tqdm import tqdm
+
+            # None: only on a terminal.
+            batches = tqdm(
+                batches,
+                desc=type(self).__name__,
+                total=rows.n_batches(size),
+                unit="batch",
+                disable=None,
+            )
+        for _, inputs in batches:
+            yield inputs
+
+    def _take_network(self, source, random_state=None):
         """Return the network to cut and the fitted clone of `model`, if one was fitted."""
         model, model_ = self.model, None
         if model is None:
-            device = self._choose_device(rows.device)
+            device = self._choose_device(source.device)
             module = None
-            require_array(rows)
+            require_array(source)
             if self._needs_logits:
-                module = fit_head(rows, index, classes, codes, device, random_state)
+                module = fit_head(source, device, random_state)
         else:
             if not is_trained(model):
-                model = model_ = fit_model(model, rows, index, classes, codes)
-            module = fitted_module(model, rows.device, rows.dtype)
+                model = model_ = fit_model(model, source)
+            module = fitted_module(model, source.device, source.dtype)
             device = self._choose_device(module_device(module))
-
-        def sample(device, dtype):
-            return move(rows.take(index[:2]), device, dtype, copy=True)
-
-        return Network(module, device, rows.dtype, sample=sample), model_
+        return Network(module, device, source.dtype, sample=source.head(2)), model_
 
     @contextlib.contextmanager
-    def _fitting(self, X):
+    def _fitting(self, X, y):
         """Validate X and compute on it; a failure leaves what was fitted before."""
         before = {name: vars(self)[name] for name in ROW_ATTRIBUTES if name in vars(self)}
         try:
-            rows = Rows(self, X, reset=True, min_samples=self._min_samples)
             with computing():
-                yield rows
+                yield self._source(X, y)
         except BaseException:
             for name in ROW_ATTRIBUTES:
                 vars(self).pop(name, None)
             vars(self).update(before)
             raise
 
-    def _keep(self, rows, network, body, model_, **fitted):
+    def _keep(self, source, network, body, model_, **fitted):
         """Set the fitted attributes, all at once."""
         for name in [n for n in vars(self) if n.endswith("_") and n not in ROW_ATTRIBUTES]:
             delattr(self, name)
@@ -136,9 +167,9 @@ class NetworkEstimator(BaseEstimator):
         vars(self).update(
             fitted,
             device_=str(network.device),
-            _row_shape=rows.row_shape,
-            _namespace=rows.namespace,
-            _native_device=rows.native_device,
+            _row_shape=source.row_shape,
+            _namespace=source.namespace,
+            _native_device=source.native_device,
             # What was fitted stays what it is when parameters are set, also in a pickle.
             _fitted_params=self.get_params(deep=False),
             _network=network,

@@ -12,7 +12,7 @@ from skood._compat import move_to_numpy
 IGNORED = 255
 
 
-def _as_array(y):
+def as_labels(y):
     """Return y as a 1-D array; mixed lists become objects, not strings."""
     if isinstance(y, (list, tuple)):
         # np.asarray(["cat", -1]) would be ['cat', '-1']: the OOD mark would become a class.
@@ -53,7 +53,7 @@ def is_ood(y, known_classes=None):
     ValueError
         If y holds NaN, None, or a string that spells a negative number.
     """
-    y = _as_array(y)
+    y = as_labels(y)
     if y.dtype.kind in "fc" and not np.isfinite(y).all():
         raise ValueError("Input y contains NaN or infinity. Label every row, OOD rows with -1.")
     if y.dtype.kind in "mM":
@@ -131,7 +131,7 @@ def encode_labels(y, n_samples):
             "in-distribution rows. If your classes are coded by negative numbers, code them "
             "0, 1, ... first, for example by sklearn.preprocessing.LabelEncoder."
         )
-    labels = _as_array(y)[rows]
+    labels = as_labels(y)[rows]
     if labels.dtype == object:
         kinds = {type(label).__name__ for label in labels.tolist()}
         if len(kinds) > 1:

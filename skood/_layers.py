@@ -2,10 +2,13 @@
 
 import contextlib
 import threading
+from collections import Counter
+from functools import partial
 
 import torch
 from torch import nn
 
+from skood._modules import split_call
 from skood.functional import at_least_float32, kl_to_uniform_grad, pool
 
 
@@ -23,11 +26,28 @@ class _Hooked(nn.Module):
 
     @contextlib.contextmanager
     def _recording(self):
-        self._calls.seen = {}
+        self._calls.seen, self._calls.counts = {}, Counter()
         try:
             yield self._calls.seen
         finally:
-            del self._calls.seen
+            del self._calls.seen, self._calls.counts
+
+    def _on_input(self, name, react):
+        """Let ``react(x)`` see what enters a layer, and replace it."""
+        self.network.get_submodule(name).register_forward_pre_hook(
+            lambda _, args, kwargs: ((react(first_argument(args, kwargs)),), {}), with_kwargs=True
+        )
+
+    def _on_output(self, layer, react):
+        """Let ``react(output)`` see what a layer, or one call of it, gives, and replace it."""
+        name, call = split_call(layer, dict(self.network.named_modules()))
+
+        def hook(_, args, output):
+            count = self._calls.counts[layer]
+            self._calls.counts[layer] += 1
+            return react(output) if call in (None, count) else None
+
+        self.network.get_submodule(name).register_forward_hook(hook)
 
     def _record(self, name, value):
         """Keep what a layer gave; which layers are called may depend on the data."""
@@ -71,16 +91,17 @@ class HeadReader(_Hooked):
     def __init__(self, network, name):
         super().__init__(network)
         self.name = name
-        self.network.get_submodule(name).register_forward_pre_hook(self._hook, with_kwargs=True)
+        self._on_input(name, self._hook)
 
-    def _hook(self, _, args, kwargs):
-        self._record(self.name, first_argument(args, kwargs))
+    def _hook(self, features):
+        self._record(self.name, features)
         raise _Reached
 
     def forward(self, x):
         """Return features."""
         features, _ = self._read(x, self.name)
-        return at_least_float32(features)
+        # Maps enter a 1×1 convolution.
+        return at_least_float32(pool(features))
 
 
 class LayerReader(_Hooked):
@@ -91,7 +112,7 @@ class LayerReader(_Hooked):
     network : nn.Module
         A private copy, for this alone.
     name : str
-        The layer.
+        The layer, or one call of it.
     how : {"avg", "max", "token"} or None
         See `skood.functional.pool`.
     with_logits : bool
@@ -101,9 +122,9 @@ class LayerReader(_Hooked):
     def __init__(self, network, name, how, with_logits):
         super().__init__(network)
         self.name, self.how, self.with_logits = name, how, with_logits
-        self.network.get_submodule(name).register_forward_hook(self._hook)
+        self._on_output(name, self._hook)
 
-    def _hook(self, _, args, output):
+    def _hook(self, output):
         features = at_least_float32(pool(output, self.how))
         if not self.with_logits:
             self._record(self.name, features)
@@ -117,27 +138,32 @@ class LayerReader(_Hooked):
         return (features, at_least_float32(logits)) if self.with_logits else features
 
 
-class LayerEditor(nn.Module):
+class LayerEditor(_Hooked):
     """A network in which the output of a layer passes through another module first.
 
     Parameters
     ----------
     network : nn.Module
         A private copy, for this alone.
-    name : str
-        The layer.
+    name : str or None
+        The layer, or one call of it; None is what enters the head.
+    head_name : str or None
+        The last linear layer.
     edit : nn.Module
         Maps the layer's output to a new tensor of the same shape.
     """
 
-    def __init__(self, network, name, edit):
-        super().__init__()
-        self.network = network
-        self.network.get_submodule(name).register_forward_hook(lambda _, args, output: edit(output))
+    def __init__(self, network, name, head_name, edit):
+        super().__init__(network)
+        if name is None:
+            self._on_input(head_name, edit)
+        else:
+            self._on_output(name, edit)
 
     def forward(self, x):
         """Map X to logits."""
-        return at_least_float32(self.network(x))
+        with self._recording():
+            return at_least_float32(self.network(x))
 
 
 class GradientTaps(_Hooked):
@@ -160,14 +186,9 @@ class GradientTaps(_Hooked):
         self.names, self.combine = names, combine
         for name in names:
             if name is None:
-                self.network.get_submodule(head_name).register_forward_pre_hook(
-                    lambda _, args, kwargs: ((self._tap(None, first_argument(args, kwargs)),), {}),
-                    with_kwargs=True,
-                )
+                self._on_input(head_name, partial(self._tap, None))
             else:
-                self.network.get_submodule(name).register_forward_hook(
-                    lambda _, args, output, name=name: self._tap(name, output)
-                )
+                self._on_output(name, partial(self._tap, name))
 
     def _tap(self, name, output):
         if not output.requires_grad:

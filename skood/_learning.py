@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from skood._arrays import NETWORK_BATCH_ROWS, TensorStore, feature_batch_rows, move
+from skood._labels import encode_labels, is_label_map
 
 
 class LearningScorer(nn.Module):
@@ -33,19 +34,64 @@ class LearningScorer(nn.Module):
         """Drop what only learning needs."""
 
 
-class Training:
-    """The in-distribution rows as a method consumes them, from one pass through the network.
+class LabelledRows:
+    """The in-distribution rows of X and their classes.
 
     Parameters
     ----------
     rows : Rows
         All rows.
-    index : ndarray of shape (n_samples,)
-        Which of them are in-distribution.
+    y : array-like of shape (n_samples,) or (n_samples, H, W), or None
+        Class labels, negative for rows that are left out; or labels of pixels.
+
+    Attributes
+    ----------
     classes : ndarray of shape (n_classes,) or None
-        The labels.
-    codes : ndarray of shape (n_samples,)
+        The labels, sorted.
+    codes : ndarray of shape (n_in_distribution,)
         Each row's position in `classes`.
+    maps : array of shape (n_samples, H, W) or None
+        The labels of pixels.
+    """
+
+    def __init__(self, rows, y):
+        self._rows = rows
+        self.maps = y if is_label_map(y) else None
+        y = None if is_label_map(y) else y
+        self._index, self.classes, self.codes = encode_labels(y, len(rows))
+        self.dtype, self.device, self.is_named = rows.dtype, rows.device, rows.is_named
+        self.row_shape, self.namespace = rows.row_shape, rows.namespace
+        self.native_device, self.like = rows.native_device, rows.like
+
+    def __len__(self):
+        return len(self._index)
+
+    def take(self, positions=None):
+        """Return these in-distribution rows, all by default, in X's own dtype on the CPU."""
+        index = self._index if positions is None else self._index[positions]
+        # All rows need no copy.
+        return self._rows.take(slice(None) if len(index) == len(self._rows) else index)
+
+    def head(self, n_rows):
+        """Return the first of them."""
+        return self._rows.take(self._index[:n_rows])
+
+    def n_batches(self, batch_size):
+        """Return the number of batches."""
+        return -(-len(self) // batch_size)
+
+    def batches(self, batch_size, **how):
+        """Yield ``(positions, batch)``, as `Rows` does."""
+        return self._rows.batches(batch_size, rows=self._index, **how)
+
+
+class Training:
+    """The in-distribution rows as a method consumes them, from one pass through the network.
+
+    Parameters
+    ----------
+    source : LabelledRows or Stream
+        The rows and their classes.
     body : nn.Module
         Maps a batch of X to what the method consumes.
     network : Network
@@ -58,38 +104,47 @@ class Training:
         Maps (name, number of batches, batches) to the same batches, to report them.
     """
 
-    def __init__(self, rows, index, classes, codes, body, network, batch_size, random_state, watch):
-        self.n_samples = len(index)
-        self.n_classes = 1 if classes is None else len(classes)
+    def __init__(self, source, body, network, batch_size, random_state, watch):
         self.device = network.device
         self.random_state = random_state
-        self._rows, self._index, self._body, self._network = rows, index, body, network
+        self._source, self._body, self._network = source, body, network
         self._batch_size, self._watch = batch_size, watch
-        self._classes, self._codes = classes, torch.from_numpy(codes)
         self._store = None
+
+    @property
+    def n_samples(self):
+        """The number of rows."""
+        return len(self._source)
+
+    @property
+    def n_classes(self):
+        """The number of classes, 1 without labels."""
+        return 1 if self._source.classes is None else len(self._source.classes)
 
     def class_name(self, k):
         """Return how to call a class in a message."""
-        return "all rows" if self._classes is None else f"class {self._classes[k]!s}"
+        classes = self._source.classes
+        return "all rows" if classes is None else f"class {classes[k]!s}"
 
     def run(self):
         """Run the network over the rows and keep what the method consumes.
 
-        X that holds features already is not kept but read again.
+        Features in memory are not kept but read again.
         """
-        if not self._network.takes_features:
-            store = TensorStore(self.n_samples)
-            for _, inputs in self._read("network"):
-                store.append(inputs)
-            self._store = store
+        if isinstance(self._source, LabelledRows) and self._network.takes_features:
+            return
+        store = TensorStore()
+        for _, inputs in self._read("network"):
+            store.append(inputs)
+        self._store = store
 
     def _read(self, name):
-        size = batch_rows(self._rows, self._network, self._batch_size)
-        pairs = read(self._rows, self._body, self._network, size, self._index)
-        return self._watch(name, -(-self.n_samples // size), pairs)
+        size = batch_rows(self._source, self._network, self._batch_size)
+        pairs = read(self._source, self._body, self._network, size)
+        return self._watch(name, self._source.n_batches(size), pairs)
 
-    def batches(self, name):
-        """Yield ``(inputs, codes, positions)``; the name is what callbacks are told."""
+    def passes(self, name):
+        """Yield ``(inputs, positions)``; the name is what callbacks are told."""
         if self._store is None:
             pairs = self._read(name)
         else:
@@ -97,7 +152,13 @@ class Training:
             pairs = self._store.batches(size, self.device)
             pairs = self._watch(name, -(-self.n_samples // size), pairs)
         for positions, inputs in pairs:
-            yield inputs, self._codes[positions].to(self.device), positions
+            yield inputs, positions
+
+    def batches(self, name):
+        """Yield ``(inputs, codes, positions)``, once the rows have been read."""
+        codes = torch.from_numpy(self._source.codes)
+        for inputs, positions in self.passes(name):
+            yield inputs, codes[positions].to(self.device), positions
 
     def sample(self, n_rows):
         """Return the inputs of a random sample of rows, all of them if there are fewer."""
@@ -106,8 +167,8 @@ class Training:
             chosen = np.sort(self.random_state.choice(self.n_samples, n_rows, replace=False))
         if self._store is not None:
             return self._store.take(chosen, self.device)
-        X = self._rows.take(self._index[chosen])
-        return as_inputs(self._body(move(X, self.device, self._network.dtype)))
+        X = self._source.take(chosen)
+        return as_inputs(self._body(move(X, self.device, self._network.input_dtype)))
 
 
 def as_inputs(output):
@@ -125,14 +186,13 @@ def batch_rows(rows, network, batch_size):
     return feature_batch_rows(int(np.prod(rows.row_shape)) * itemsize)
 
 
-def read(rows, body, network, batch_size, index=None):
+def read(rows, body, network, batch_size):
     """Yield ``(positions, inputs)`` for the rows of X, passed through the body."""
     # A network may write to its input; our own modules do not.
     batches = rows.batches(
-        batch_rows(rows, network, batch_size),
+        batch_size,
         device=network.device,
-        dtype=network.dtype,
-        rows=index,
+        dtype=network.input_dtype,
         own=not network.takes_features,
     )
     for positions, batch in batches:

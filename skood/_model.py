@@ -80,22 +80,17 @@ def _two_sided(coef, intercept):
     return coef, intercept
 
 
-def fit_model(model, rows, index, classes, codes):
+def fit_model(model, source):
     """Clone and fit a skorch net or scikit-learn classifier on the in-distribution rows.
 
     Parameters
     ----------
     model : estimator
         Not fitted, or to be fitted anew.
-    rows : Rows
-        All rows.
-    index : ndarray of shape (n_in_distribution,)
-        Which of them to learn from.
-    classes : ndarray of shape (n_classes,) or None
-        The labels.
-    codes : ndarray of shape (n_in_distribution,)
-        Each row's position in `classes`.
+    source : LabelledRows
+        The rows.
     """
+    classes, codes = source.classes, source.codes
     if not (_is_skorch(model) or (hasattr(model, "fit") and is_classifier(model))):
         kind = "a class" if isinstance(model, type) else type(model).__name__
         raise TypeError(
@@ -108,33 +103,33 @@ def fit_model(model, rows, index, classes, codes):
             f"least two classes in y; got {'no y' if classes is None else 'one class'}. Pass y, or "
             "a model that is trained already (FrozenEstimator), or model=None."
         )
-    X = rows.take(index)
+    X = source.take()
     with config_context(array_api_dispatch=False), torch.enable_grad():
         if _is_skorch(model):
             X = move(X, "cpu", torch.float32)
-            X = {n: part.numpy() for n, part in X.items()} if rows.is_named else X.numpy()
+            X = {n: part.numpy() for n, part in X.items()} if source.is_named else X.numpy()
             return clone(model).fit(X, codes)
-        require_array(rows)
-        X = X.to(rows.dtype)
+        require_array(source)
+        X = X.to(source.dtype)
         return clone(model).fit(pool(X).numpy(), classes[codes])
 
 
-def fit_head(rows, index, classes, codes, device, random_state):
+def fit_head(source, device, random_state):
     """Fit the linear head of ``model=None``: logistic regression on the features as they are.
 
     Without at least two classes the classes are k-means clusters.
 
     Parameters
     ----------
-    rows : Rows
-        All rows; X holds the features.
-    index, classes, codes : see `fit_model`
+    source : LabelledRows
+        The rows, which hold the features.
     device : torch.device
         Where the head is put.
     random_state : int, RandomState or None
         For k-means.
     """
-    H = pool(rows.take(index).to(rows.dtype)).numpy()
+    classes, codes = source.classes, source.codes
+    H = pool(source.take().to(source.dtype)).numpy()
     with config_context(array_api_dispatch=False):
         if classes is None or len(classes) < 2:
             n_clusters = _count_distinct(H, 8)
@@ -145,17 +140,17 @@ def fit_head(rows, index, classes, codes, device, random_state):
                 np.ldexp(H, -exponent)
             )
         if codes.max() == 0:
-            return linear_head(np.zeros((1, H.shape[1])), np.zeros(1), device, rows.dtype)
+            return linear_head(np.zeros((1, H.shape[1])), np.zeros(1), device, source.dtype)
         if np.abs(H).max() > 1e12:
             # In float32 the steps of its search overflow.
             H = H.astype(np.float64)
         classifier = LogisticRegression(max_iter=1000).fit(H, codes)
-    return linear_head(*_two_sided(classifier.coef_, classifier.intercept_), device, rows.dtype)
+    return linear_head(*_two_sided(classifier.coef_, classifier.intercept_), device, source.dtype)
 
 
-def require_array(rows):
+def require_array(source):
     """Raise if X is a dict where features are needed."""
-    if rows.is_named:
+    if source.is_named:
         raise TypeError(
             "X is a dict of arrays, which only a network takes; pass a network as `model`, or "
             "features as one array."

@@ -111,6 +111,49 @@ def linear_head(weight, bias, device, dtype):
     return head.requires_grad_(False).eval()
 
 
+def is_pointwise(module):
+    """Tell a 1×1 convolution, which is a linear layer at each position."""
+    return (
+        isinstance(module, nn.Conv2d)
+        and set(module.kernel_size) == set(module.stride) == {1}
+        and module.groups == 1
+        and (module.padding == "valid" or not any(module.padding))
+    )
+
+
+def as_linear(head):
+    """Return a linear layer, or a 1×1 convolution as one that shares its weights."""
+    if not is_pointwise(head):
+        return head
+    linear = nn.Linear(head.in_channels, head.out_channels, bias=False, device="meta")
+    linear.weight = nn.Parameter(head.weight.detach().flatten(1), requires_grad=False)
+    linear.bias = None if head.bias is None else nn.Parameter(head.bias.detach(), False)
+    return linear
+
+
+def split_call(layer, names):
+    """Split a layer such as "relu:1" into a submodule and the number of its call.
+
+    Parameters
+    ----------
+    layer : str
+        A submodule, or one and the number of a call in a pass, from 0.
+    names : collection of str
+        The submodules there are.
+
+    Returns
+    -------
+    name : str
+        The submodule.
+    call : int or None
+        None where no call is named.
+    """
+    name, _, call = layer.rpartition(":")
+    if layer in names or name not in names or not call.isdecimal():
+        return layer, None
+    return name, int(call)
+
+
 def spread_named(module, args, kwargs):
     """Turn a dict that is the only argument into arguments by name; a forward pre-hook."""
     return (), {**args[0], **kwargs}

@@ -13,9 +13,10 @@ from torch import nn
 from skood._arrays import namespace_of
 from skood._compat import Interval, _fit_context, move_to_numpy
 from skood._estimator import NetworkEstimator, computing
-from skood._labels import encode_labels, is_label_map, is_ood, map_kinds
-from skood._learning import LearningScorer, Training, read
+from skood._labels import is_label_map, is_ood, map_kinds
+from skood._learning import LearningScorer, Training
 from skood._model import frozen_classes
+from skood._streams import is_stream
 from skood._warnings import warn
 from skood.functional import clip_to
 from skood.metrics import auroc_score
@@ -44,7 +45,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         """Return the modules that map X to what the method consumes, and that to scores."""
         raise NotImplementedError
 
-    def _inspect(self, inputs):
+    def _inspect(self, scorer, inputs):
         """Warn of what the first batch shows to be unfit for the method."""
 
     def _fitted_attributes(self, scorer):
@@ -77,30 +78,20 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         """
         context = self._init_callback_context(max_subtasks=None)
         context.call_on_fit_task_begin(estimator=self)
-        with self._fitting(X) as rows:
-            maps = is_label_map(y)
-            index, classes, codes = encode_labels(None if maps else y, len(rows))
+        with self._fitting(X, y) as source:
             random_state = check_random_state(getattr(self, "random_state", None))
-            network, model_ = self._take_network(rows, index, classes, codes, random_state)
+            network, model_ = self._take_network(source, random_state)
             body, scorer = self._build(network)
             scorer = scorer.eval().to(network.device)
-            training = Training(
-                rows,
-                index,
-                classes,
-                codes,
-                body,
-                network,
-                self.batch_size,
-                random_state,
-                watch=partial(self._watch, context),
-            )
-            scores = self._fit_scorer(scorer, training, rows.dtype)
-            if maps:
-                inside = self._pixel_kinds(y, scores) > 0
+            watch = partial(self._watch, context)
+            training = Training(source, body, network, self.batch_size, random_state, watch)
+            scores = self._fit_scorer(scorer, training, source.dtype)
+            if source.maps is not None:
+                inside = self._pixel_kinds(source.maps, scores) > 0
                 if not inside.any():
                     raise ValueError("y holds no in-distribution pixel: all are negative or 255.")
                 scores = scores[torch.from_numpy(inside)]
+            classes = source.classes
             fitted = {
                 **self._fitted_attributes(scorer),
                 "scorer_": scorer,
@@ -109,9 +100,9 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
             if classes is not None:
                 numeric = classes.dtype.kind not in "OU"
                 fitted["known_classes_"] = (
-                    rows.like(torch.as_tensor(classes)) if numeric else classes
+                    source.like(torch.as_tensor(classes)) if numeric else classes
                 )
-            self._keep(rows, network, body, model_, **fitted)
+            self._keep(source, network, body, model_, **fitted)
         context.call_on_fit_task_end(estimator=self)
         return self
 
@@ -135,13 +126,17 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
             for inputs, codes, positions in training.batches("learn"):
                 scorer.update(inputs, codes, positions)
             scorer.finish()
-        for inputs, codes, positions in training.batches("score"):
-            if positions.start == 0:
-                self._inspect(inputs)
-            out = scorer.leave_one_out(inputs, codes, positions) if learns else scorer(*inputs)
-            scores.append(self._finish_scores(out, dtype))
-        if learns:
+            for inputs, codes, positions in training.batches("score"):
+                if positions.start == 0:
+                    self._inspect(scorer, inputs)
+                out = scorer.leave_one_out(inputs, codes, positions)
+                scores.append(self._finish_scores(out, dtype))
             scorer.forget()
+        else:
+            for inputs, positions in training.passes("score"):
+                if positions.start == 0:
+                    self._inspect(scorer, inputs)
+                scores.append(self._finish_scores(scorer(*inputs), dtype))
         return torch.cat(scores)
 
     def _finish_scores(self, scores, dtype):
@@ -162,13 +157,13 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         eps = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
         return float(quantile - 16 * eps * scale)
 
-    def _score(self, X, method):
+    def _score(self, X, method, y=None):
         """Return the validated rows of X and their scores as a tensor."""
-        rows = self._check_rows(X, method)
+        rows = self._check_rows(X, method, y)
         with computing():
             scores = [
                 self._finish_scores(self.scorer_(*inputs), rows.dtype)
-                for _, inputs in read(rows, self._body, self._network, self.batch_size)
+                for inputs in self._inputs(rows)
             ]
         return rows, torch.cat(scores)
 
@@ -266,12 +261,16 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         ValueError
             Without y, or if it does not go with X.
         """
+        needs = (
+            "score needs y: class labels, negative for out-of-distribution rows. Without labels "
+            "use score_samples."
+        )
+        if y is None and not is_stream(X):
+            raise ValueError(needs)
+        rows, scores = self._score(X, "score", y)
+        y = rows.labels if is_stream(X) else y
         if y is None:
-            raise ValueError(
-                "score needs y: class labels, negative for out-of-distribution rows. Without "
-                "labels use score_samples."
-            )
-        _, scores = self._score(X, "score")
+            raise ValueError(needs)
         if scores.ndim > 1:
             kinds, scores = self._pixel_kinds(y, scores), scores.cpu().numpy()
             return auroc_score(kinds[kinds != 0], scores[kinds != 0])

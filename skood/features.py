@@ -9,10 +9,9 @@ from sklearn.utils.validation import check_memory
 from skood._arrays import move
 from skood._compat import HasMethods, StrOptions, _fit_context
 from skood._estimator import NetworkEstimator, computing
-from skood._labels import encode_labels
-from skood._learning import read
 from skood._model import is_trained
 from skood._modules import Pool
+from skood._streams import Stream
 
 __all__ = ["FeatureExtractor"]
 
@@ -38,6 +37,8 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
         Where to compute; "auto" is the network's device, or X's without a network.
     batch_size : int, default=None
         Rows a pass; None is 128 through a network, else as many as fill 32 MiB.
+    verbose : bool or int, default=False
+        Show the progress of ``transform``, on a terminal.
 
     Attributes
     ----------
@@ -72,7 +73,15 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
     _needs_logits = False
 
     def __init__(
-        self, model=None, layer=None, *, pool="avg", memory=None, device="auto", batch_size=None
+        self,
+        model=None,
+        layer=None,
+        *,
+        pool="avg",
+        memory=None,
+        device="auto",
+        batch_size=None,
+        verbose=False,
     ):
         self.model = model
         self.layer = layer
@@ -80,6 +89,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
         self.memory = memory
         self.device = device
         self.batch_size = batch_size
+        self.verbose = verbose
 
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X, y=None):
@@ -97,13 +107,12 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
         self : object
             The fitted transformer.
         """
-        with self._fitting(X) as rows:
-            trains = not (self.model is None or is_trained(self.model))
-            index, classes, codes = encode_labels(y if trains else None, len(rows))
-            network, model_ = self._take_network(rows, index, classes, codes)
+        trains = not (self.model is None or is_trained(self.model))
+        with self._fitting(X, y if trains else None) as source:
+            network, model_ = self._take_network(source)
             body = self._make_body(network)
-            first = move(rows.take(index[:1]), network.device, network.dtype, copy=True)
-            self._keep(rows, network, body, model_, _n_features_out=body(first).shape[1])
+            first = move(source.head(1), network.device, network.input_dtype, copy=True)
+            self._keep(source, network, body, model_, _n_features_out=body(first).shape[1])
         return self
 
     def _make_body(self, network):
@@ -125,7 +134,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
             In the dtype of the network, or X's without one.
         """
         rows = self._check_rows(X, "transform")
-        if self.memory is None or self._network.takes_features:
+        if self.memory is None or self._network.takes_features or isinstance(rows, Stream):
             return rows.like(self._features(rows))
         remembered = check_memory(self.memory).cache(
             _remembered_features, ignore=["extractor", "rows"]
@@ -139,8 +148,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
     def _features(self, rows):
         """Return the features of all rows, as a tensor of its own."""
         with computing():
-            batches = read(rows, self._body, self._network, self.batch_size)
-            return torch.cat([compact(features) for _, (features,) in batches])
+            return torch.cat([compact(features) for (features,) in self._inputs(rows)])
 
     def _rebuild(self, saved):
         super()._rebuild(saved)

@@ -8,9 +8,20 @@ import numpy as np
 import torch
 from torch import nn
 
+from skood._arrays import move
 from skood._compat import move_to_numpy
 from skood._layers import GradientTaps, HeadReader, LayerEditor, LayerReader
-from skood._modules import Pool, TakeEntry, private_copy, shared_parameters, spread_named, unwrap
+from skood._modules import (
+    Pool,
+    TakeEntry,
+    as_linear,
+    is_pointwise,
+    private_copy,
+    shared_parameters,
+    split_call,
+    spread_named,
+    unwrap,
+)
 from skood.functional import pool
 
 __all__ = ["Network", "closest_names", "private_copy"]
@@ -37,16 +48,19 @@ class Network:
         Where it runs.
     dtype : torch.dtype
         The dtype of X, taken where the module has no floating parameter of its own.
-    sample : callable, default=None
-        Maps (device, dtype) to a few rows of X, on which the last linear layer is looked for.
+    sample : Tensor or dict of Tensor, default=None
+        A few rows of X, on which the last linear layer is looked for.
     state : dict, default=None
         What `get_state` gave, instead of a sample.
     """
 
     def __init__(self, module, device, dtype, *, sample=None, state=None):
-        self.module = None if module is None else private_copy(unwrap(module), device)
+        module = None if module is None else as_linear(unwrap(module))
+        self.module = None if module is None else private_copy(module, device)
         self.device = torch.device(device)
         self._head_name, self._no_head, self._no_logits = None, None, None
+        # The 1×1 convolution behind logits that are maps.
+        self.map_head = None
         self.logits_key, self.takes_named, self._changed = None, False, False
         self._calls = self._not_tensor = self._logits_shape = None
         tensors = () if module is None else (*self.module.parameters(), *self.module.buffers())
@@ -56,12 +70,14 @@ class Network:
             self._head_name = ""
             if module is not None:
                 self.module.to(self.dtype)
+        # What X is cast to: its tokens stay integers where nothing else will do.
+        self.input_dtype = self.dtype
         if state is not None:
             self._set_state(state)
-        self._shared = () if module is None else shared_parameters(unwrap(module), self.module)
+        self._shared = () if module is None else shared_parameters(module, self.module)
         self._versions = self._weight_versions()
         if sample is not None and self.module is not None:
-            self._find_head(sample(self.device, self.dtype))
+            self._find_head(sample)
 
     def describe(self):
         """Return what its outputs depend on but the code: layers, settings, tensors, device."""
@@ -91,8 +107,10 @@ class Network:
         return {
             "dtype": str(self.dtype).removeprefix("torch."),
             "head_name": self._head_name,
+            "map_head": self.map_head,
             "logits_key": self.logits_key,
             "takes_named": self.takes_named,
+            "input_dtype": str(self.input_dtype).removeprefix("torch."),
             "changed": self.weights_changed,
             "buffers": {name: move_to_numpy(buffer) for name, buffer in modules},
             "weights": head and [move_to_numpy(p) for p in (head.weight, head.bias)],
@@ -100,7 +118,8 @@ class Network:
 
     def _set_state(self, state):
         self._head_name, self.logits_key = state["head_name"], state["logits_key"]
-        self._changed = state["changed"]
+        self._changed, self.map_head = state["changed"], state["map_head"]
+        self.input_dtype = getattr(torch, state["input_dtype"])
         buffers = {} if self.module is None else dict(self.module.named_buffers())
         for name in buffers.keys() & state["buffers"].keys():
             # Not copied into: the user's network may have grown the buffer meanwhile.
@@ -148,7 +167,7 @@ class Network:
     @property
     def head(self):
         """The last linear layer, in float32 at least."""
-        head = private_copy(self.module.get_submodule(self.head_name))
+        head = as_linear(private_copy(self.module.get_submodule(self.head_name)))
         return head.to(torch.promote_types(self.dtype, torch.float32))
 
     def require_logits(self, maps=False):
@@ -163,7 +182,7 @@ class Network:
         return ValueError(
             f"{self._owner} returns logits of shape {self._logits_shape} for two "
             "rows; this method needs (n_samples, n_classes). For maps of logits there is "
-            "ASHDetector(net, layer=...)."
+            "ASHDetector; for one score an image, GMMDetector(net, layer=...)."
         )
 
     def _take_named(self):
@@ -176,25 +195,25 @@ class Network:
         self.module.register_forward_hook(TakeEntry(self.logits_key))
 
     @torch.no_grad()
-    def _find_head(self, x):
+    def _find_head(self, sample):
         """Find the linear layer that makes the logits, or note why there is none."""
-        if isinstance(x, dict):
+        if isinstance(sample, dict):
             if self.takes_features:
                 raise TypeError("X is a dict of arrays, which only a whole network takes.")
             self._take_named()
         if self.takes_features:
-            if pool(x).shape[-1] != self.module.in_features:
+            if pool(sample.double()).shape[-1] != self.module.in_features:
                 raise ValueError(
-                    f"X has rows of shape {tuple(x.shape[1:])}, but the linear layer given as "
+                    f"X has rows of shape {tuple(sample.shape[1:])}, but the linear layer given as "
                     f"`model` takes {self.module.in_features} features."
                 )
             return
-        output, linear = self._observe(x)
+        output, linear = self._observe(sample)
         logits = self._pick_logits(output, [out for _, out, _ in linear])
         if logits is not None:
             self._pick_head(logits, linear)
 
-    def _observe(self, x):
+    def _observe(self, sample):
         """Run a copy on a few rows, and note how often each layer is called and what it gives.
 
         Returns
@@ -205,22 +224,33 @@ class Network:
             Name, output, and a copy of the output of each call of a linear layer: what follows
             may write to the output, which then is no longer the logits.
         """
-        twin = private_copy(self.module)
         called, linear = [], []
 
         def note(part, name, out):
             called.append((name, out))
-            if isinstance(part, nn.Linear):
+            if isinstance(part, nn.Linear) or is_pointwise(part):
                 linear.append((name, out, out.clone()))
 
-        for name, part in twin.named_modules():
-            part.register_forward_hook(lambda part, _, out, name=name: note(part, name, out))
+        def run(dtype):
+            twin = private_copy(self.module)
+            called.clear(), linear.clear()
+            for name, part in twin.named_modules():
+                part.register_forward_hook(lambda part, _, out, name=name: note(part, name, out))
+            return twin(move(sample, self.device, dtype, copy=True))
+
         try:
-            output = twin(x)
+            output = run(self.input_dtype)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            parts = x.items() if isinstance(x, dict) else [("X", x)]
+            parts = sample.items() if isinstance(sample, dict) else [("X", sample)]
             shapes = ", ".join(f"{n} of shape {tuple(t.shape)} and {t.dtype}" for n, t in parts)
-            raise ValueError(f"{self._owner} fails on two rows of X, {shapes}: {error}") from error
+            message = f"{self._owner} fails on two rows of X, {shapes}: {error}"
+            if isinstance(sample, dict) or sample.is_floating_point():
+                raise ValueError(message) from error
+            self.input_dtype = torch.int64
+            try:
+                output = run(self.input_dtype)
+            except (RuntimeError, ValueError, TypeError, IndexError):
+                raise ValueError(message) from error
         self._calls = Counter(name for name, _ in called)
         self._not_tensor = {
             name: type(out).__name__ for name, out in called if not isinstance(out, torch.Tensor)
@@ -256,13 +286,16 @@ class Network:
         """Note the name of the linear layer that made the logits, or why there is none."""
         if not linear:
             self._no_head = ValueError(
-                f"{self._owner} calls no nn.Linear, so there are no features in front of a last "
-                "linear layer. Name the layer to work on: layer=... "
+                f"{self._owner} calls no nn.Linear or 1×1 convolution, so there are no features in "
+                "front of a last linear layer. Name the layer to work on: layer=... "
                 f"{closest_names('', self.layer_names)}"
             )
             return
         if logits.ndim > 2:
             self._no_head = self._no_vectors()
+            name = linear[-1][0]
+            if logits.ndim == 4 and linear[-1][1].ndim == 4 and self._calls[name] == 1:
+                self.map_head = name
             return
         # The last one, but for networks that call another after the one they return.
         last, _, made = next((call for call in linear if call[1] is logits), linear[-1])
@@ -272,7 +305,7 @@ class Network:
                 f"{self._owner} calls its last linear layer {last!r} {self._calls[last]} times a "
                 f"pass. {remedy}"
             )
-        elif made.shape != logits.shape or not torch.allclose(made, logits, equal_nan=True):
+        elif not gives(made, logits):
             self._no_head = self._no_logits or ValueError(
                 f"{self._owner} does something after its last linear layer {last!r}, whose output "
                 f"is not the network's. {remedy}"
@@ -302,9 +335,13 @@ class Network:
         return LayerReader(private_copy(self.module), name, how, with_logits)
 
     def edited(self, name, edit):
-        """Return a copy in which the output of a named layer passes through a module."""
-        self.check_layer(name)
-        return LayerEditor(private_copy(self.module), name, edit)
+        """Return a copy in which the output of a named layer passes through a module.
+
+        None is what enters the 1×1 convolution behind logits that are maps.
+        """
+        if name is not None:
+            self.check_layer(name)
+        return LayerEditor(private_copy(self.module), name, self.map_head, edit)
 
     def taps(self, names, combine):
         """Return a module that maps X to a combination of layers' outputs and KL gradients.
@@ -323,13 +360,14 @@ class Network:
         return GradientTaps(private_copy(self.module), names, head_name, combine)
 
     def check_layer(self, name):
-        """Raise unless the network has a layer of this name, called once, that gives a tensor."""
+        """Raise unless the network has a layer or call of this name that gives a tensor."""
         if self.takes_features:
             raise ValueError(
                 f"layer={name!r} names a submodule, but there is no network to look in: X holds "
                 "features already. Pass the whole trained network as `model`, or name no layer."
             )
         owner, names = self._owner, self.layer_names
+        layer, (name, call) = name, split_call(name, names)
         if name not in names:
             raise ValueError(f"{owner} has no layer {name!r}. {closest_names(name, names)}")
         if self._calls is None:
@@ -341,16 +379,29 @@ class Network:
                 f"nn.ModuleList has no forward of its own. Name a layer that is called. "
                 f"{closest_names(name, inside or [n for n in names if self._calls[n] == 1])}"
             )
-        if self._calls[name] > 1:
+        if self._calls[name] > 1 if call is None else call >= self._calls[name]:
+            calls = ", ".join(repr(f"{name}:{i}") for i in range(min(self._calls[name], 5)))
             raise ValueError(
                 f"The forward pass of {owner} calls the layer {name!r} {self._calls[name]} times, "
-                "so its output is not one activation. Name another layer."
+                f"so {layer!r} is not one activation. Name the call: {calls}."
             )
         if name in self._not_tensor:
             raise TypeError(
                 f"The layer {name!r} of {owner} gives a {self._not_tensor[name]}, not a tensor. "
                 "Name a layer inside of it."
             )
+
+
+def gives(made, logits):
+    """Tell whether the output of a layer is the logits; maps of a convolution are averaged."""
+    if not is_same(made, logits) and made.ndim == 4:
+        made = made.mean((2, 3))
+    return is_same(made, logits)
+
+
+def is_same(made, logits):
+    """Tell whether two outputs are equal, to rounding."""
+    return made.shape == logits.shape and torch.allclose(made, logits, equal_nan=True)
 
 
 def describe_value(value):

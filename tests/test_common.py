@@ -1055,8 +1055,9 @@ def test_networks_that_cannot_be_cut(detector, iris, images):
     for model, error, message in logits_needed:
         with pytest.raises(error, match=message):
             put(detector, model).fit(X.astype(np.float32), y)
-    with pytest.raises(ValueError, match="calls no nn.Linear.*Name the layer.*'backbone'"):
-        put(detector, seeded(Segmenter)).fit(*images)
+    if not isinstance(detector, ASHDetector):
+        with pytest.raises(ValueError, match=r"needs .n_samples, n_classes.*layer=\.\.\."):
+            put(detector, seeded(Segmenter)).fit(*images)
 
 
 class Wrapped(nn.Module):

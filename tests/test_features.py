@@ -62,17 +62,17 @@ def test_features_beyond_working_memory_go_to_a_file(detector, images, monkeypat
     X, y = images
     detector = clone(detector).set_params(model=seeded(SmallCNN), batch_size=7)
     expected = clone(detector).fit(X, y)
-    placed = []
-    allocate = TensorStore._allocate
+    kept = []
+    tensors = TensorStore.tensors.func
 
-    def spy(self, tensor, in_memory):
-        placed.append(in_memory)
-        return allocate(self, tensor, in_memory)
+    def spy(self):
+        kept.append(self._files is not None)
+        return tensors(self)
 
-    monkeypatch.setattr(TensorStore, "_allocate", spy)
+    monkeypatch.setattr(TensorStore, "tensors", property(spy))
     with config_context(working_memory=1e-6):
         found = clone(detector).fit(X, y)
-    assert not any(placed)
+    assert all(kept)
     assert found.offset_ == expected.offset_
     np.testing.assert_array_equal(found.score_samples(X), expected.score_samples(X))
 

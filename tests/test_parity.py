@@ -91,10 +91,11 @@ def test_ash_on_channels_last_and_blocks(X):
     assert_parity(detector.score_samples(strided), expected, torch.float64)
 
 
-def test_ash_of_maps(X):
+@pytest.mark.parametrize("layer", ["backbone", None])
+def test_ash_of_maps(X, layer):
     net, X_train, X_new = cast(seeded(Segmenter), X, torch.float64)
-    detector = ASHDetector(net, "backbone").fit(X_train)
-    expected = ref.ash_network(net, X_new, "backbone")
+    detector = ASHDetector(net, layer).fit(X_train)
+    expected = ref.ash_network(net, X_new, layer, head_name="classifier")
     assert detector.score_samples(X_new).shape == detector.predict(X_new).shape == (12, 8, 8)
     np.testing.assert_allclose(detector.score_samples(X_new), expected, rtol=1e-8)
 

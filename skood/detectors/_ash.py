@@ -188,6 +188,8 @@ class ASHDetector(BaseDetector):
         Where to compute; "auto" is the network's device, or X's without a network.
     batch_size : int, default=None
         Rows a pass; None is 128 through a network, else as many as fill 32 MiB.
+    verbose : bool or int, default=False
+        Show the progress of scoring, on a terminal.
     random_state : int, RandomState or None, default=None
         For the k-means clusters that stand in for classes where ``model=None`` gets no y.
 
@@ -253,6 +255,7 @@ class ASHDetector(BaseDetector):
         false_alarm_rate=0.05,
         device="auto",
         batch_size=None,
+        verbose=False,
         random_state=None,
     ):
         self.model = model
@@ -263,12 +266,13 @@ class ASHDetector(BaseDetector):
         self.false_alarm_rate = false_alarm_rate
         self.device = device
         self.batch_size = batch_size
+        self.verbose = verbose
         self.random_state = random_state
 
     def _build(self, network):
         # partial hides a module: as a submodule it would be put into eval mode, the user's.
         score = LOGIT_SCORES.get(self.logit_score) or partial(self.logit_score)
-        if self.layer is None:
+        if self.layer is None and network.map_head is None:
             scorer = ASHHeadScorer(network.head, self.variant, self.percentile, score)
             return network.features(), scorer
         edited = network.require_logits(maps=True).edited(
@@ -276,8 +280,8 @@ class ASHDetector(BaseDetector):
         )
         return nn.Identity(), ASHNetworkScorer(edited, score)
 
-    def _inspect(self, inputs):
-        if self.layer is None and bool((inputs[0] < 0).any()):
+    def _inspect(self, scorer, inputs):
+        if isinstance(scorer, ASHHeadScorer) and bool((inputs[0] < 0).any()):
             warn(
                 "The features are signed, which ASH does not assume: it keeps the largest values "
                 "and takes them for the strongest. Features after a ReLU suit it, or another "

@@ -239,6 +239,8 @@ class GMMDetector(BaseDetector):
         Where to compute; "auto" is the network's device, or X's without a network.
     batch_size : int, default=None
         Rows a pass; None is 128 through a network, else as many as fill 32 MiB.
+    verbose : bool or int, default=False
+        Show the progress of scoring, on a terminal.
 
     Attributes
     ----------
@@ -301,6 +303,7 @@ class GMMDetector(BaseDetector):
         false_alarm_rate=0.05,
         device="auto",
         batch_size=None,
+        verbose=False,
     ):
         self.model = model
         self.layer = layer
@@ -310,6 +313,7 @@ class GMMDetector(BaseDetector):
         self.false_alarm_rate = false_alarm_rate
         self.device = device
         self.batch_size = batch_size
+        self.verbose = verbose
 
     def _build(self, network):
         body = network.features() if self.layer is None else network.layer(self.layer)

@@ -212,6 +212,8 @@ class NACDetector(BaseDetector):
         Where to compute; "auto" is the network's device, or X's without a network.
     batch_size : int, default=None
         Rows a pass; None is 128 through a network, else as many as fill 32 MiB.
+    verbose : bool or int, default=False
+        Show the progress of scoring, on a terminal.
     random_state : int, RandomState or None, default=None
         Draws the pilot sample for "auto", and the k-means clusters that stand in for classes
         where ``model=None`` gets no y.
@@ -280,6 +282,7 @@ class NACDetector(BaseDetector):
         false_alarm_rate=0.05,
         device="auto",
         batch_size=None,
+        verbose=False,
         random_state=None,
     ):
         self.model = model
@@ -292,6 +295,7 @@ class NACDetector(BaseDetector):
         self.false_alarm_rate = false_alarm_rate
         self.device = device
         self.batch_size = batch_size
+        self.verbose = verbose
         self.random_state = random_state
 
     def _build(self, network):

@@ -1,0 +1,188 @@
+"""Data that comes in batches, a torch Dataset or DataLoader, as rows of X and labels."""
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+
+from skood._arrays import NETWORK_BATCH_ROWS, Rows, TensorStore
+from skood._compat import move_to_numpy
+from skood._labels import as_labels, encode_labels, is_label_map, is_ood
+from skood._learning import LabelledRows
+from skood._warnings import warn
+
+LABEL_NAMES = ("labels", "label")
+
+
+def is_stream(X):
+    """Tell data that comes in batches from arrays."""
+    return isinstance(X, (Dataset, DataLoader))
+
+
+def split_batch(batch):
+    """Return X and y of a batch: a pair, a dict with an entry of labels, or X alone."""
+    if isinstance(batch, Mapping):
+        inputs = dict(batch)
+        name = next((name for name in LABEL_NAMES if name in inputs), None)
+        return inputs, inputs.pop(name, None)
+    if not isinstance(batch, (tuple, list)):
+        return batch, None
+    if len(batch) > 2:
+        raise TypeError(
+            f"The batches of X have {len(batch)} entries; they must be (X, y), X alone, or a dict "
+            "whose entry 'labels' holds y. Several inputs go into a dict, by name."
+        )
+    return batch if len(batch) == 2 else (batch[0], None)
+
+
+class Stream:
+    """The rows of a Dataset or DataLoader, read once and in its order.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Whose ``n_features_in_`` is set or compared.
+    data : Dataset or DataLoader
+        Gives batches of X, of (X, y), or dicts.
+    y : array-like of shape (n_samples,) or None
+        Labels to use in place of the batches'.
+    batch_size : int or None
+        Rows a batch of a Dataset.
+    reset : bool
+        True in ``fit``: rows that are out-of-distribution are left out.
+    ordered : bool, default=False
+        Warn if the order is random.
+    """
+
+    # Results are numpy arrays, whatever the batches are.
+    namespace = native_device = None
+
+    def __init__(self, estimator, data, y=None, *, batch_size, reset, ordered=False):
+        self._estimator, self._reset = estimator, reset
+        self._given = y if y is None or is_label_map(y) else as_labels(y)
+        if not isinstance(data, DataLoader):
+            # A generator of its own: to iterate must not draw from torch's global one.
+            data = DataLoader(data, batch_size or NETWORK_BATCH_ROWS, generator=torch.Generator())
+        elif ordered and isinstance(data.sampler, RandomSampler):
+            warn(
+                "The DataLoader shuffles: results come in the order of its batches, which is not "
+                "that of the Dataset. Pass the Dataset, or a loader with shuffle=False."
+            )
+        self._loader, self._labels = data, []
+        self._n_read = self._n_kept = 0
+        self._pairs = map(split_batch, data)
+        self._first = next(self._pairs, None)
+        if self._first is None:
+            raise ValueError(f"X is a {type(data.dataset).__name__} without a single batch.")
+        rows = Rows(estimator, self._first[0], reset=reset)
+        self._head, self.row_shape = rows, rows.row_shape
+        self.dtype, self.device, self.is_named = rows.dtype, rows.device, rows.is_named
+
+    def head(self, n_rows):
+        """Return the first rows as a CPU tensor of X's own dtype, or a dict of such."""
+        return self._head.take(np.arange(min(n_rows, len(self._head))))
+
+    def n_batches(self, batch_size):
+        """Return the number of batches; None if it is not known."""
+        try:
+            return len(self._loader)
+        except TypeError:
+            return None
+
+    def _rows(self):
+        """Yield the checked rows of each batch and which of them to take, None for all."""
+        pair = self._first
+        while pair is not None:
+            X, y = pair
+            rows = Rows(self._estimator, X, reset=False) if self._n_read else self._head
+            if rows.row_shape != self.row_shape:
+                raise ValueError(
+                    f"The batches of X have rows of shape {self.row_shape} and {rows.row_shape}."
+                )
+            start, self._n_read = self._n_read, self._n_read + len(rows)
+            y = y if self._given is None else self._given[start : self._n_read]
+            yield rows, self._keep(y, len(rows))
+            pair = next(self._pairs, None)
+        self._first = None
+        if self._given is not None and len(self._given) != self._n_read:
+            raise ValueError(f"y has {len(self._given)} labels, but X gives {self._n_read} rows.")
+        if self._reset:
+            self._check_enough()
+
+    def _check_enough(self):
+        """Raise unless there are rows enough to fit."""
+        least = self._estimator._min_samples
+        if self._n_read < least:
+            raise ValueError(
+                f"Found {self._n_read} sample(s) in X while a minimum of {least} is required by "
+                f"{type(self._estimator).__name__}."
+            )
+        _ = self._encoded
+
+    def _keep(self, y, n_rows):
+        """Note the labels of a batch; return the rows to take, None for all."""
+        if y is None:
+            return None
+        y = move_to_numpy(y) if is_label_map(y) else as_labels(y)
+        if len(y) != n_rows:
+            raise ValueError(f"A batch of X has {n_rows} rows and {len(y)} labels.")
+        self._labels.append(y)
+        return np.flatnonzero(~is_ood(y)) if self._reset and y.ndim == 1 else None
+
+    def batches(self, batch_size, *, device, dtype, own=False):
+        """Yield ``(positions, batch)``, in batches of the loader's size."""
+        for rows, kept in self._rows():
+            if kept is not None and len(kept) == 0:
+                continue
+            for _, batch in rows.batches(len(rows), device=device, dtype=dtype, rows=kept, own=own):
+                start, n_rows = self._n_kept, len(rows) if kept is None else len(kept)
+                self._n_kept += n_rows
+                yield slice(start, self._n_kept), batch
+
+    def gather(self):
+        """Return all rows as `LabelledRows`, for a model that is fitted to them."""
+        store = TensorStore()
+        for rows, _ in self._rows():
+            columns = rows.take(np.arange(len(rows)))
+            names = sorted(columns) if self.is_named else None
+            store.append([columns[n] for n in names] if self.is_named else [columns])
+        arrays = [move_to_numpy(tensor) for tensor in store.tensors]
+        X = dict(zip(names, arrays, strict=True)) if self.is_named else arrays[0]
+        return LabelledRows(Rows(self._estimator, X, reset=False), self.labels)
+
+    @property
+    def labels(self):
+        """The labels of all rows, in order, once they have been read; None without."""
+        if not self._labels:
+            return None
+        if sum(map(len, self._labels)) != self._n_read:
+            raise ValueError("Some batches of X come with labels and some without.")
+        return np.concatenate(self._labels)
+
+    @property
+    def maps(self):
+        """The labels of pixels; None where labels are those of rows."""
+        return self.labels if is_label_map(self.labels) else None
+
+    @cached_property
+    def _encoded(self):
+        return encode_labels(None if self.maps is not None else self.labels, self._n_read)
+
+    @property
+    def classes(self):
+        """The in-distribution labels, sorted, or None, as in `LabelledRows`."""
+        return self._encoded[1]
+
+    @property
+    def codes(self):
+        """The class of each in-distribution row, as in `LabelledRows`."""
+        return self._encoded[2]
+
+    def __len__(self):
+        return self._n_kept
+
+    def like(self, values):
+        """Return a tensor of results as numpy."""
+        return values.cpu().numpy()
