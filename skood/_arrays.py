@@ -282,6 +282,23 @@ class TensorStore:
         return sum(t[0].nbytes for t in self.tensors)
 
 
+def join(parts, n_rows=None):
+    """Join tensors along rows, in memory that is allocated once where `n_rows` is known.
+
+    Small results that live on between large temporaries keep the heap from shrinking: kept in a
+    list, 10 MiB of scores grew the process by 760 MiB.
+    """
+    out, stop = None, 0
+    for part in parts:
+        start, stop = stop, stop + len(part)
+        if out is None:
+            out = part.new_empty(n_rows or len(part), *part.shape[1:])
+        elif stop > len(out):
+            out = torch.cat([out, out.new_empty(stop, *out.shape[1:])])
+        out[start:stop] = part
+    return out[:stop]
+
+
 def feature_batch_rows(row_bytes):
     """Return how many rows of this size fill 32 MiB: in cache no longer, but far from memory."""
     return max(1, FEATURE_BATCH_BYTES // max(1, row_bytes))

@@ -60,7 +60,7 @@ class LabelledRows:
         y = None if is_label_map(y) else y
         self._index, self.classes, self.codes = encode_labels(y, len(rows))
         self.dtype, self.device, self.is_named = rows.dtype, rows.device, rows.is_named
-        self.row_shape, self.namespace = rows.row_shape, rows.namespace
+        self.row_shape, self.namespace, self.n_samples = rows.row_shape, rows.namespace, len(self)
         self.native_device, self.like = rows.native_device, rows.like
 
     def __len__(self):
@@ -115,6 +115,11 @@ class Training:
     def n_samples(self):
         """The number of rows."""
         return len(self._source)
+
+    @property
+    def n_rows(self):
+        """The number of rows as far as it is known before they are read, else None."""
+        return self._source.n_samples
 
     @property
     def n_classes(self):

@@ -58,6 +58,8 @@ class Stream:
 
     # Results are numpy arrays, whatever the batches are.
     namespace = native_device = None
+    # Nor is their number known before they are read.
+    n_samples = None
 
     def __init__(self, estimator, data, y=None, *, batch_size, reset, ordered=False):
         self._estimator, self._reset = estimator, reset

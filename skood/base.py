@@ -10,7 +10,7 @@ from sklearn.callback import CallbackSupportMixin
 from sklearn.utils import check_random_state
 from torch import nn
 
-from skood._arrays import namespace_of
+from skood._arrays import join, namespace_of
 from skood._compat import Interval, _fit_context, move_to_numpy
 from skood._estimator import NetworkEstimator, computing
 from skood._labels import is_label_map, is_ood, map_kinds
@@ -118,26 +118,26 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
 
     def _fit_scorer(self, scorer, training, dtype):
         """Let the scorer learn; return the scores of the training rows, left out one at a time."""
-        scores = []
-        learns = isinstance(scorer, LearningScorer)
-        if learns:
+        if isinstance(scorer, LearningScorer):
             training.run()
             scorer.start(training)
             for inputs, codes, positions in training.batches("learn"):
                 scorer.update(inputs, codes, positions)
             scorer.finish()
-            for inputs, codes, positions in training.batches("score"):
-                if positions.start == 0:
-                    self._inspect(scorer, inputs)
-                out = scorer.leave_one_out(inputs, codes, positions)
-                scores.append(self._finish_scores(out, dtype))
-            scorer.forget()
+            score, batches = scorer.leave_one_out, training.batches("score")
         else:
-            for inputs, positions in training.passes("score"):
-                if positions.start == 0:
+            score, batches = lambda inputs, *_: scorer(*inputs), training.passes("score")
+
+        def scores():
+            for inputs, *where in batches:
+                if where[-1].start == 0:
                     self._inspect(scorer, inputs)
-                scores.append(self._finish_scores(scorer(*inputs), dtype))
-        return torch.cat(scores)
+                yield self._finish_scores(score(inputs, *where), dtype)
+
+        joined = join(scores(), training.n_rows)
+        if isinstance(scorer, LearningScorer):
+            scorer.forget()
+        return joined
 
     def _finish_scores(self, scores, dtype):
         """Return finite scores in the dtype of X."""
@@ -161,11 +161,11 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         """Return the validated rows of X and their scores as a tensor."""
         rows = self._check_rows(X, method, y)
         with computing():
-            scores = [
+            scores = (
                 self._finish_scores(self.scorer_(*inputs), rows.dtype)
                 for inputs in self._inputs(rows)
-            ]
-        return rows, torch.cat(scores)
+            )
+            return rows, join(scores, rows.n_samples)
 
     def _decide(self, X, method):
         """Return the validated rows of X and score minus threshold."""

@@ -6,7 +6,7 @@ import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_memory
 
-from skood._arrays import move
+from skood._arrays import join, move
 from skood._compat import HasMethods, StrOptions, _fit_context
 from skood._estimator import NetworkEstimator, computing
 from skood._model import is_trained
@@ -148,7 +148,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
     def _features(self, rows):
         """Return the features of all rows, as a tensor of its own."""
         with computing():
-            return torch.cat([compact(features) for (features,) in self._inputs(rows)])
+            return join((features for (features,) in self._inputs(rows)), rows.n_samples)
 
     def _rebuild(self, saved):
         super()._rebuild(saved)
@@ -158,12 +158,6 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
-
-
-def compact(features):
-    """Return features that keep no larger tensor alive, such as all tokens behind the first."""
-    is_part = features.untyped_storage().nbytes() > features.nbytes
-    return features.clone() if is_part else features
 
 
 def _remembered_features(key, X_key, extractor, rows):

@@ -236,6 +236,41 @@ class Segmenter(nn.Module):
         return F.interpolate(self.classifier(self.backbone(x)), scale_factor=2.0)
 
 
+class ConvHead(nn.Module):
+    """Trap: the classifier is a 1×1 convolution, as in the networks of GradNorm's authors."""
+
+    def __init__(self, classes=4, width=6):
+        super().__init__()
+        self.input_shape = (1, 8, 8)
+        self.head_names = []
+        self.body = nn.Sequential(
+            nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        )
+        self.head = nn.Conv2d(width, classes, 1)
+        nn.init.normal_(self.head.weight)
+
+    def forward(self, x):
+        """Map (n, 1, H, W) to logits."""
+        return self.head(self.body(x).mean((2, 3), keepdim=True))[..., 0, 0]
+
+
+class SharedModules(nn.Module):
+    """Trap: one block at two places of the network, and under two names."""
+
+    def __init__(self, in_features=8, hidden=8, classes=4):
+        super().__init__()
+        self.input_shape = (in_features,)
+        self.head_names = ["fc"]
+        self.enter = nn.Linear(in_features, hidden)
+        self.block = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(inplace=True))
+        self.again = self.block
+        self.fc = nn.Linear(hidden, classes)
+
+    def forward(self, x):
+        """Map (n, in_features) to logits."""
+        return self.fc(self.again(self.block(self.enter(x))))
+
+
 class Branching(nn.Module):
     """Trap: a branch on the data, which no tracer follows; rows do not depend on each other."""
 

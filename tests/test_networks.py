@@ -1,0 +1,312 @@
+"""Every detector on every network: equal to the plain reference, or an error that says why."""
+
+import copy
+import pickle
+import re
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import pytest
+import references as ref
+import torch
+from networks import (
+    MLP,
+    Branching,
+    ConvHead,
+    DenseNetLike,
+    EndsInSoftmax,
+    ResNet,
+    Segmenter,
+    SharedModules,
+    SmallCNN,
+    TwoHeads,
+    ViT,
+    WeightNormed,
+    WithDropout,
+    sample_inputs,
+    seeded,
+)
+from sklearn.base import clone
+from torch import nn
+
+from skood import (
+    ASHDetector,
+    FeatureExtractor,
+    GMMDetector,
+    GradNormDetector,
+    NACDetector,
+    NNGuideDetector,
+)
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The features are signed", "ignore:There is a performance drop", "ignore:k="
+)
+
+
+class InPlace(nn.Module):
+    """A network whose head is followed by nothing, but whose layers are written to."""
+
+    def __init__(self):
+        super().__init__()
+        self.input_shape = (8,)
+        self.head_names = ["fc"]
+        self.hidden = nn.Linear(8, 16)
+        self.fc = nn.Linear(16, 4)
+
+    def forward(self, x):
+        """Map (n, 8) to logits."""
+        h = self.hidden(x)
+        h += 0.5
+        return self.fc(h.relu_())
+
+
+class Tokens(nn.Module):
+    """A network of one array of integers."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(20, 6)
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, ids):
+        """Map (n, T) to logits."""
+        return self.fc(self.embedding(ids).mean(1))
+
+
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "num_labels": 4,
+}
+
+
+class HuggingFace(nn.Module):
+    """A Hugging Face classifier behind one array, as the references take it."""
+
+    def __init__(self, kind):
+        super().__init__()
+        transformers = pytest.importorskip("transformers")
+        self.head_names = []
+        if kind == "Bert":
+            self.input_shape = (14,)
+            config = transformers.BertConfig(vocab_size=50, max_position_embeddings=16, **SMALL)
+            self.net = transformers.BertForSequenceClassification(config)
+        else:
+            self.input_shape = (1, 8, 8)
+            config = transformers.ViTConfig(image_size=8, patch_size=4, num_channels=1, **SMALL)
+            self.net = transformers.ViTForImageClassification(config)
+        nn.init.normal_(self.net.classifier.weight)
+
+    @staticmethod
+    def split(x):
+        """Turn numbers into the entries of a dict: tokens and a mask, or images."""
+        x = torch.as_tensor(x)
+        if x.ndim == 4:
+            return {"pixel_values": x}
+        ids, mask = x[:, :7].abs() * 10, x[:, 7:] > -1
+        mask[:, 0] = True
+        return {"input_ids": ids.clamp(max=49).long(), "attention_mask": mask.long()}
+
+    def forward(self, x):
+        """Map numbers to logits."""
+        return self.net(**self.split(x)).logits
+
+
+# Network: the name of its head, a layer in the middle.
+NETWORKS = {
+    "MLP": (MLP, "fc", "hidden"),
+    "SmallCNN": (SmallCNN, "fc", "conv1"),
+    "ResNet": (ResNet, "fc", "layer2"),
+    "ViT": (ViT, "head", "encoder.layers.0"),
+    "DenseNetLike": (DenseNetLike, "classifier", "convs.1"),
+    "ConvHead": (ConvHead, "head", "body"),
+    "SharedModules": (SharedModules, "fc", "enter"),
+    "SharedModules, a call": (SharedModules, "fc", "block:1"),
+    "InPlace": (InPlace, "fc", "hidden"),
+    "Branching": (Branching, "fc", "hidden"),
+    "WeightNormed": (WeightNormed, "fc", "hidden"),
+    "WithDropout": (WithDropout, "fc", "hidden"),
+    "Segmenter": (Segmenter, "classifier", "backbone"),
+    "TwoHeads": (TwoHeads, "fc", "hidden"),
+    "TwoHeads, summed": (lambda: TwoHeads(returns="sum"), "fc", "hidden"),
+    "EndsInSoftmax": (EndsInSoftmax, "fc", "hidden"),
+    "BERT": (partial(HuggingFace, "Bert"), "net.classifier", "net.bert.encoder.layer.0.output"),
+    "ViT of transformers": (partial(HuggingFace, "ViT"), "net.classifier", "net.vit.embeddings"),
+}
+METHODS = {
+    "ASH": lambda net, layer: ASHDetector(net),
+    "ASH layer": lambda net, layer: ASHDetector(net, layer),
+    "GMM": lambda net, layer: GMMDetector(net, reg_covar=0.1),
+    "GMM layer": lambda net, layer: GMMDetector(net, layer, reg_covar=0.1),
+    "GradNorm": lambda net, layer: GradNormDetector(net),
+    "GradNorm all": lambda net, layer: GradNormDetector(net, params="all"),
+    "NAC": lambda net, layer: NACDetector(net, n_bins=20, o_star=10),
+    "NAC layers": lambda net, layer: NACDetector(net, [layer], n_bins=20, o_star=10),
+    "NNGuide": lambda net, layer: NNGuideDetector(net, k=3),
+    "NNGuide layer": lambda net, layer: NNGuideDetector(net, layer, k=3),
+}
+ONE_ROW_A_SAMPLE = r"returns logits of shape .*; this method needs \(n_samples, n_classes\)"
+# Where a method cannot work: what the error says.
+ERRORS = {
+    **{("EndsInSoftmax", method): "ends in a softmax" for method in METHODS},
+    **{("TwoHeads", method): "in which no single entry is the logits" for method in METHODS},
+    **{
+        ("TwoHeads, summed", method): "does something after its last linear layer"
+        for method in ("ASH", "GMM", "GradNorm", "NAC", "NNGuide")
+    },
+    **{("Segmenter", method): ONE_ROW_A_SAMPLE for method in METHODS},
+}
+for name in ("EndsInSoftmax", "TwoHeads", "Segmenter"):
+    # A layer's features need no logits; ASH takes maps of them.
+    del ERRORS[name, "GMM layer"]
+del ERRORS["Segmenter", "ASH"], ERRORS["Segmenter", "ASH layer"]
+
+
+def with_layer(net, layer):
+    """Return a network that has the named call of a layer as a submodule, for the references."""
+    if layer == "block:1":
+        net = copy.deepcopy(net)
+        net.again = copy.deepcopy(net.block)
+        return net, "again"
+    return net, layer
+
+
+def averaged(features):
+    """Average maps and tokens."""
+    if features.ndim == 4:
+        return features.mean((2, 3))
+    return features.mean(1) if features.ndim == 3 else features
+
+
+def expected_scores(method, net, head, layer, X_train, y, X):
+    """Compute the scores of a method by the plain references."""
+    twin, layer = with_layer(net, layer)
+    if method.startswith("ASH"):
+        of = {"head_name": head} if method == "ASH" else {"layer": layer}
+        return ref.ash_network(twin, X, **of, max_ratio=44)
+    if method == "GradNorm all":
+        return ref.gradnorm(net, X)
+    if method == "NAC layers":
+        products = [ref.nac_products(twin, x, [layer], head_name=head) for x in (X_train, X)]
+        return ref.nac_scores(*products, n_bins=20, o_star=10)
+    where = {"layer": layer} if method.endswith("layer") else {"head_name": head}
+    H_train, H = (averaged(ref.features(twin, x, **where)) for x in (X_train, X))
+    if method.startswith("GMM"):
+        return ref.gmm_scores(ref.gmm_fit(H_train, y, reg_covar=0.1), H)
+    if method.startswith("NNGuide"):
+        energies = [ref.energy(ref.logits(net, x)) for x in (X_train, X)]
+        return ref.nnguide(H_train, energies[0], H, energies[1], 3)
+    last = net.get_submodule(head)
+    W, b = ref.as_array(last.weight).reshape(len(last.bias), -1), last.bias
+    if method == "GradNorm":
+        return ref.gradnorm_head(H, W, b)
+    return ref.nac_scores(
+        *([ref.nac_products_features(h, W, b)] for h in (H_train, H)), n_bins=20, o_star=10
+    )
+
+
+def check(method, network):
+    """Run a method on a network; return what happened, in a word or two."""
+    cls, head, layer = NETWORKS[network]
+    net = seeded(cls).double()
+    net.train(network == "WithDropout")
+    before = copy.deepcopy(net.state_dict())
+    X_train, X = (sample_inputs(net, n, seed).astype(float) for n, seed in ((40, 1), (12, 2)))
+    y = np.arange(40) % 4
+    detector, given = METHODS[method](net, layer), (X_train, X)
+    if isinstance(net, HuggingFace):
+        detector = METHODS[method](net.net, layer.removeprefix("net."))
+        given = net.split(X_train), net.split(X)
+    message = ERRORS.get((network, method))
+    if message:
+        with pytest.raises((ValueError, TypeError), match=message):
+            detector.fit(given[0], y)
+        outcome = "error: " + re.sub(r"\\|\.\*", "", message)
+    else:
+        found = detector.fit(given[0], y).score_samples(given[1])
+        expected = expected_scores(method, net.eval(), head, layer, X_train, y, X)
+        np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
+        assert len(np.unique(found)) > 3
+        outcome = "equal"
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    return outcome
+
+
+def test_the_table_of_detectors_and_networks():
+    """Print it with ``pytest -s``."""
+    width = max(map(len, NETWORKS))
+    print()
+    for network in NETWORKS:
+        outcomes = {method: check(method, network) for method in METHODS}
+        equal = [method for method, outcome in outcomes.items() if outcome == "equal"]
+        print(f"{network:{width}}  equal: {', '.join(equal) or 'none'}")
+        for method, outcome in outcomes.items():
+            if outcome != "equal":
+                print(f"{'':{width}}  {method}: {outcome}")
+
+
+def test_every_layer_of_a_resnet_and_a_vit():
+    """`FeatureExtractor` reads each named layer as the reference does."""
+    for cls in (ResNet, ViT, DenseNetLike):
+        net = seeded(cls).double()
+        X = sample_inputs(net, 4).astype(float)
+        for name, _ in net.named_modules():
+            if not name:
+                continue
+            try:
+                found = FeatureExtractor(net, name).fit_transform(X)
+            except (ValueError, TypeError) as error:
+                assert re.search("Name the call|Name a layer", str(error)), error
+                continue
+            expected = averaged(ref.features(net, X, name))
+            np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+def test_eight_threads_on_one_network():
+    """Five fitted detectors of one network, some at named layers, used and fitted at once."""
+    net = seeded(ResNet)
+    X, y = sample_inputs(net, 24), np.arange(24) % 4
+    detectors = [
+        ASHDetector(net, "layer3"),
+        GMMDetector(net, reg_covar=0.1),
+        GradNormDetector(net, params=["layer4.0.conv2.weight", "fc.bias"]),
+        NACDetector(net, ["layer1", "layer4", None], random_state=0),
+        NNGuideDetector(net, "layer2", k=3),
+    ]
+    expected = [clone(d).fit(X, y).score_samples(X) for d in detectors]
+    for detector in detectors:
+        detector.fit(X, y)
+    calls = {cls: vars(nn.Module)[cls] for cls in ("__call__", "__getattr__")}
+    state = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_rng_state()
+
+    def work(thread):
+        wrong = 0
+        for call in range(50):
+            i = (thread + call) % 5
+            detector = clone(detectors[i]).fit(X, y) if call % 10 == 9 else detectors[i]
+            wrong += not np.array_equal(detector.score_samples(X), expected[i])
+        return wrong
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(work, range(8))) == 0
+    assert {cls: vars(nn.Module)[cls] for cls in calls} == calls
+    assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == state[:2]
+    assert torch.equal(torch.get_rng_state(), state[2])
+
+
+def test_tokens_without_a_dict(rng):
+    """One array of integers goes to an embedding as integers, of any integer dtype."""
+    net, ids, y = Tokens(), rng.integers(0, 20, size=(30, 7)), np.arange(30) % 3
+    H = net.embedding.weight.detach().numpy()[ids].mean(1)
+    for dtype in ("int64", "int32", "uint8", "uint16"):
+        found = FeatureExtractor(net).fit_transform(ids.astype(dtype))
+        np.testing.assert_allclose(found, H, rtol=1e-5, atol=1e-6)
+    for method in METHODS:
+        detector = METHODS[method](net, "embedding").fit(ids, y)
+        twin = pickle.loads(pickle.dumps(detector))
+        np.testing.assert_array_equal(twin.score_samples(ids), detector.score_samples(ids))
+    with pytest.raises(ValueError, match="Tokens fails on two rows of X"):
+        GMMDetector(net).fit(ids.astype(float), y)

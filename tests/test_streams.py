@@ -1,0 +1,231 @@
+"""X as a Dataset or DataLoader."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from detectors import DETECTORS, IN_NETWORKS, SETTINGS, name_of
+from networks import Segmenter, SmallCNN, sample_inputs, seeded
+from sklearn.base import clone
+from sklearn.pipeline import make_pipeline
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+from skood import ASHDetector, FeatureExtractor, GMMDetector, NACDetector
+
+pytestmark = pytest.mark.filterwarnings("ignore:The features are signed", "ignore:k=")
+
+
+class Items(IterableDataset):
+    """Rows without a length."""
+
+    def __init__(self, *arrays):
+        self.arrays = arrays
+
+    def __iter__(self):
+        return iter(zip(*self.arrays, strict=True))
+
+
+class Named(Dataset):
+    """Rows as dicts, with labels that are words."""
+
+    def __init__(self, X, y):
+        self.X, self.y = X, y
+
+    def __len__(self):
+        return len(self.X)
+
+    def __getitem__(self, i):
+        return {"x": self.X[i], "labels": "abcd"[self.y[i]]}
+
+
+def as_stream(kind, X, y):
+    """Return rows and labels as a Dataset or DataLoader."""
+    data = TensorDataset(torch.from_numpy(X), torch.from_numpy(y))
+    return {
+        "Dataset": data,
+        "DataLoader": DataLoader(data, batch_size=7),
+        "IterableDataset": Items(X, y),
+        "loader of IterableDataset": DataLoader(Items(X, y), batch_size=5),
+        "workers": DataLoader(data, batch_size=11, num_workers=1),
+    }[kind]
+
+
+KINDS = ["Dataset", "DataLoader", "IterableDataset", "loader of IterableDataset"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("detector", IN_NETWORKS, ids=name_of)
+def test_a_stream_gives_what_the_array_gives(detector, kind, images):
+    """OOD rows among it; whatever the batches are."""
+    X, y = images
+    y = np.where(y == 3, -1, y)
+    detector = clone(detector).set_params(model=seeded(SmallCNN), batch_size=7)
+    stream = as_stream(kind, X, y)
+    expected = clone(detector).fit(X, y)
+    state = torch.get_rng_state()
+    found = clone(detector).fit(stream)
+    if "loader" not in kind.lower():
+        assert torch.equal(torch.get_rng_state(), state)
+    assert found.offset_ == pytest.approx(expected.offset_, rel=1e-6)
+    np.testing.assert_array_equal(found.known_classes_, [0, 1, 2])
+    assert found.n_features_in_ == expected.n_features_in_
+    for method in ("score_samples", "decision_function", "predict"):
+        result, wanted = getattr(found, method)(stream), getattr(expected, method)(X)
+        np.testing.assert_allclose(result, wanted, rtol=1e-5, atol=1e-6)
+        assert result.dtype == wanted.dtype
+    assert found.score(stream) == pytest.approx(expected.score(X, y))
+    # Labels that are given come first.
+    other = np.arange(len(y)) % 2
+    assert clone(detector).fit(stream, other).known_classes_.tolist() == [0, 1]
+    assert found.score(stream, other - 1) == pytest.approx(expected.score(X, other - 1))
+
+
+@pytest.mark.parametrize("detector", SETTINGS, ids=name_of)
+def test_streams_of_features(detector, iris):
+    X, y = iris
+    expected = clone(detector).fit(X, y)
+    found = clone(detector).fit(as_stream("DataLoader", X, y))
+    np.testing.assert_allclose(found.score_samples(X), expected.score_samples(X), rtol=1e-9)
+    assert found.offset_ == pytest.approx(expected.offset_, rel=1e-9)
+
+
+def test_worker_processes(images):
+    X, y = images
+    loader = as_stream("workers", X, y)
+    detector = NACDetector(seeded(SmallCNN)).fit(loader)
+    np.testing.assert_allclose(detector.score_samples(loader), detector.score_samples(X))
+
+
+def test_one_pass_over_a_dataset(images):
+    """`fit` reads each item once; so does scoring."""
+    X, y = images
+    read = []
+
+    class Counting(Dataset):
+        def __len__(self):
+            return len(X)
+
+        def __getitem__(self, i):
+            read.append(i)
+            return X[i], y[i]
+
+    for detector in IN_NETWORKS:
+        detector = clone(detector).set_params(model=seeded(SmallCNN), batch_size=7)
+        for method in (detector.fit, detector.score_samples):
+            read.clear()
+            method(Counting())
+            assert read == list(range(len(X)))
+
+
+def test_dicts_and_words(images):
+    X, y = images
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = seeded(SmallCNN)
+
+        def forward(self, x):
+            return self.net(x)
+
+    net = Net()
+    found = GMMDetector(net, reg_covar=0.1).fit(Named(X, y))
+    expected = GMMDetector(net, reg_covar=0.1).fit({"x": X}, y)
+    assert found.known_classes_.tolist() == ["a", "b", "c", "d"]
+    np.testing.assert_allclose(
+        found.score_samples(Named(X, y)), expected.score_samples({"x": X}), rtol=1e-5
+    )
+
+
+def test_segmentation_data(rng):
+    """Items (image, mask): 255 is ignored and negative is OOD."""
+    net = seeded(Segmenter)
+    X = sample_inputs(net, 24)
+    y = rng.choice([0, 1, 255, -1], size=(24, 8, 8))
+    stream = as_stream("DataLoader", X, y)
+    found = ASHDetector(net).fit(stream)
+    expected = ASHDetector(net).fit(X, y)
+    assert found.offset_ == pytest.approx(expected.offset_, rel=1e-6)
+    assert found.score(stream) == pytest.approx(expected.score(X, y))
+    assert found.predict(stream).shape == (24, 8, 8)
+
+
+def test_models_to_be_fitted_take_streams(iris):
+    from skorch import NeuralNetClassifier
+
+    X, y = iris
+    X = X.astype(np.float32)
+    net = NeuralNetClassifier(
+        nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)),
+        criterion=nn.CrossEntropyLoss,
+        max_epochs=2,
+        train_split=None,
+        verbose=0,
+    )
+    stream = as_stream("DataLoader", X, np.where(y == 2, -1, y))
+    found = GMMDetector(net, reg_covar=0.1).fit(stream)
+    assert hasattr(found, "model_")
+    assert found.known_classes_.tolist() == [0, 1]
+    assert np.isfinite(found.score_samples(X)).all()
+
+
+def test_features_of_a_stream(images):
+    X, y = images
+    stream = as_stream("DataLoader", X, y)
+    extractor = FeatureExtractor(seeded(SmallCNN), batch_size=7)
+    expected = extractor.fit_transform(X)
+    np.testing.assert_allclose(extractor.fit(stream).transform(stream), expected, rtol=1e-5)
+    pipeline = make_pipeline(extractor, GMMDetector(reg_covar=0.1)).fit(stream, y)
+    assert 0 <= pipeline.score(stream, np.where(y == 0, -1, y)) <= 1
+
+
+def test_progress_is_shown_on_a_terminal_only(images, capsys, monkeypatch):
+    X, y = images
+    detector = ASHDetector(seeded(SmallCNN), verbose=True, batch_size=5).fit(X, y)
+    detector.score_samples(X)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    detector.score_samples(X)
+    assert "ASHDetector: 100%" in capsys.readouterr().err
+    detector.set_params(verbose=False).score_samples(X)
+    assert capsys.readouterr().err == ""
+
+
+class Ragged(IterableDataset):
+    """Batches of another width each."""
+
+    def __iter__(self):
+        return iter([np.zeros(4), np.zeros(4), np.zeros(5), np.zeros(5)])
+
+
+@pytest.mark.parametrize("cls", DETECTORS)
+def test_bad_streams(cls, images):
+    X, y = images
+    net = seeded(SmallCNN)
+    data = as_stream("Dataset", X, y)
+    missing = torch.from_numpy(np.where(np.arange(24)[:, None, None, None] == 20, np.nan, X))
+    for bad, message in [
+        (Subset(data, []), "without a single batch"),
+        (Subset(data, [0]), r"Found 1 (in-distribution )?sample\(s\)"),
+        (TensorDataset(*[torch.zeros(4, 2)] * 3), "batches of X have 3 entries"),
+        (TensorDataset(missing), "NaN"),
+        (DataLoader(Ragged(), batch_size=2), "rows of shape|X has 5 features"),
+        (as_stream("Dataset", X, np.full(24, -1)), "Found 0 in-distribution"),
+    ]:
+        with pytest.raises((ValueError, TypeError), match=message):
+            cls(net if "shape" not in message else nn.Linear(4, 3)).fit(bad)
+    with pytest.raises(ValueError, match="24 rows and 10 labels"):
+        cls(net).fit(data, y[:10])
+    with pytest.raises(ValueError, match="y has 48 labels, but X gives 24 rows"):
+        cls(net).fit(data, np.r_[y, y])
+    fitted = cls(net).fit(data)
+    with pytest.raises(ValueError, match="score needs y"):
+        fitted.score(TensorDataset(torch.from_numpy(X)))
+    with pytest.raises(ValueError, match=re.escape("(1, 8, 8)")):
+        fitted.score_samples(TensorDataset(torch.zeros(4, 1, 4, 4)))
+    shuffled = DataLoader(data, batch_size=5, shuffle=True)
+    with pytest.warns(UserWarning, match="The DataLoader shuffles"):
+        fitted.score_samples(shuffled)
+    assert fitted.score(shuffled, None) == pytest.approx(fitted.score(X, y), nan_ok=True)
