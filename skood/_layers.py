@@ -1,6 +1,7 @@
 """Reading, editing and differentiating the layers of a private copy by hooks."""
 
 import contextlib
+import difflib
 import threading
 from collections import Counter
 from functools import partial
@@ -10,6 +11,56 @@ from torch import nn
 
 from skood._modules import split_call
 from skood.functional import at_least_float32, kl_to_uniform_grad, pool
+
+
+def closest_names(name, names):
+    """Return the end of an error message that lists the names closest to a wrong one."""
+    names = [n for n in names if n]
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
+    if near:
+        return "Did you mean " + " or ".join(repr(n) for n in near) + "?"
+    shown = ", ".join(repr(n) for n in names[:20])
+    return f"There are: {shown}{', ...' if len(names) > 20 else ''}."
+
+
+def check_called(layer, owner, names, calls):
+    """Raise unless a pass gives one output of a layer, or of one call of it such as "relu:1".
+
+    Parameters
+    ----------
+    layer : str
+        The layer.
+    owner : str
+        What the network is called.
+    names : list of str
+        Its submodules.
+    calls : Counter or None
+        How often a pass calls each; None where that is not known.
+
+    Returns
+    -------
+    name : str
+        The submodule.
+    """
+    name, call = split_call(layer, names)
+    if name not in names:
+        raise ValueError(f"{owner} has no layer {name!r}. {closest_names(name, names)}")
+    if calls is None:
+        return name
+    if calls[name] == 0:
+        inside = [n for n in names if n.startswith(f"{name}.") and calls[n] == 1]
+        raise ValueError(
+            f"The forward pass of {owner} never calls the layer {name!r}; a container such as "
+            f"nn.ModuleList has no forward of its own. Name a layer that is called. "
+            f"{closest_names(name, inside or [n for n in names if calls[n] == 1])}"
+        )
+    if calls[name] > 1 if call is None else call >= calls[name]:
+        numbered = ", ".join(repr(f"{name}:{i}") for i in range(min(calls[name], 5)))
+        raise ValueError(
+            f"The forward pass of {owner} calls the layer {name!r} {calls[name]} times, so "
+            f"{layer!r} is not one activation. Name the call: {numbered}."
+        )
+    return name
 
 
 class _Reached(BaseException):

@@ -59,11 +59,14 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, C, H, W)
-            Features where `model` is None or a linear layer, else inputs of the network.
+            Features where `model` is None or a linear layer, else inputs of the network. A dict
+            of arrays is passed to the network by name. Or a torch ``Dataset`` or ``DataLoader``:
+            its items or batches are (X, y), X alone, or dicts, perhaps with "labels".
         y : array-like of shape (n_samples,) or (n_samples, H, W), default=None
             Class labels of any kind. Rows whose label is a negative number are
             out-of-distribution and are left out. Where scores are maps, labels of pixels;
-            those that are negative or 255 do not count for the threshold.
+            those that are negative or 255 do not count for the threshold. Given beside a
+            ``Dataset`` or ``DataLoader``, used in place of its own labels.
 
         Returns
         -------
@@ -75,6 +78,11 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         ValueError
             If X holds NaN, fewer than two rows are in-distribution, or the network cannot be cut
             where the method needs it.
+
+        Notes
+        -----
+        The network runs once over the rows. What the method consumes is kept in memory up to
+        scikit-learn's ``working_memory`` and in a temporary file beyond.
         """
         context = self._init_callback_context(max_subtasks=None)
         context.call_on_fit_task_begin(estimator=self)
@@ -249,7 +257,8 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         y : array-like of shape (n_samples,) or (n_samples, H, W)
             Labels. A row is out-of-distribution if its label is negative, or if ``fit`` was given
             labels and this is a class that it did not see. Where scores are maps, labels of
-            pixels: negative is out-of-distribution, 255 is ignored.
+            pixels: negative is out-of-distribution, 255 is ignored. None: those of a ``Dataset``
+            or ``DataLoader``.
 
         Returns
         -------

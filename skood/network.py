@@ -1,6 +1,5 @@
 """What `model` may be, and how a network is cut without touching the user's."""
 
-import difflib
 from collections import Counter
 from collections.abc import Mapping
 
@@ -10,7 +9,14 @@ from torch import nn
 
 from skood._arrays import move
 from skood._compat import move_to_numpy
-from skood._layers import GradientTaps, HeadReader, LayerEditor, LayerReader
+from skood._layers import (
+    GradientTaps,
+    HeadReader,
+    LayerEditor,
+    LayerReader,
+    check_called,
+    closest_names,
+)
 from skood._modules import (
     Pool,
     TakeEntry,
@@ -18,23 +24,13 @@ from skood._modules import (
     is_pointwise,
     private_copy,
     shared_parameters,
-    split_call,
     spread_named,
     unwrap,
 )
+from skood._split import split
 from skood.functional import pool
 
-__all__ = ["Network", "closest_names", "private_copy"]
-
-
-def closest_names(name, names):
-    """Return the end of an error message that lists the names closest to a wrong one."""
-    names = [n for n in names if n]
-    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
-    if near:
-        return "Did you mean " + " or ".join(repr(n) for n in near) + "?"
-    shown = ", ".join(repr(n) for n in names[:20])
-    return f"There are: {shown}{', ...' if len(names) > 20 else ''}."
+__all__ = ["Network", "closest_names", "private_copy", "split"]
 
 
 class Network:
@@ -62,7 +58,7 @@ class Network:
         # The 1×1 convolution behind logits that are maps.
         self.map_head = None
         self.logits_key, self.takes_named, self._changed = None, False, False
-        self._calls = self._not_tensor = self._logits_shape = None
+        self._calls, self._not_tensor, self._logits_shape = None, {}, None
         tensors = () if module is None else (*self.module.parameters(), *self.module.buffers())
         self.dtype = next((t.dtype for t in tensors if t.is_floating_point()), dtype)
         if self.takes_features:
@@ -366,29 +362,11 @@ class Network:
                 f"layer={name!r} names a submodule, but there is no network to look in: X holds "
                 "features already. Pass the whole trained network as `model`, or name no layer."
             )
-        owner, names = self._owner, self.layer_names
-        layer, (name, call) = name, split_call(name, names)
-        if name not in names:
-            raise ValueError(f"{owner} has no layer {name!r}. {closest_names(name, names)}")
-        if self._calls is None:
-            return
-        if self._calls[name] == 0:
-            inside = [n for n in names if n.startswith(f"{name}.") and self._calls[n] == 1]
-            raise ValueError(
-                f"The forward pass of {owner} never calls the layer {name!r}; a container such as "
-                f"nn.ModuleList has no forward of its own. Name a layer that is called. "
-                f"{closest_names(name, inside or [n for n in names if self._calls[n] == 1])}"
-            )
-        if self._calls[name] > 1 if call is None else call >= self._calls[name]:
-            calls = ", ".join(repr(f"{name}:{i}") for i in range(min(self._calls[name], 5)))
-            raise ValueError(
-                f"The forward pass of {owner} calls the layer {name!r} {self._calls[name]} times, "
-                f"so {layer!r} is not one activation. Name the call: {calls}."
-            )
+        name = check_called(name, self._owner, self.layer_names, self._calls)
         if name in self._not_tensor:
             raise TypeError(
-                f"The layer {name!r} of {owner} gives a {self._not_tensor[name]}, not a tensor. "
-                "Name a layer inside of it."
+                f"The layer {name!r} of {self._owner} gives a {self._not_tensor[name]}, not a "
+                "tensor. Name a layer inside of it."
             )
 
 

@@ -238,7 +238,8 @@ class GMMDetector(BaseDetector):
     device : str or torch.device, default="auto"
         Where to compute; "auto" is the network's device, or X's without a network.
     batch_size : int, default=None
-        Rows a pass; None is 128 through a network, else as many as fill 32 MiB.
+        Rows a pass; None is 128 through a network, else as many as fill 32 MiB. A DataLoader has
+        its own.
     verbose : bool or int, default=False
         Show the progress of scoring, on a terminal.
 
