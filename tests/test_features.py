@@ -15,8 +15,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from torch import nn
 
 from skood import FeatureExtractor, GMMDetector, NNGuideDetector
-from skood._arrays import TensorStore
-from skood.features import compact
+from skood._arrays import TensorStore, join
 
 
 class Counting(SmallCNN):
@@ -191,9 +190,12 @@ def test_memory_knows_settings_and_gives_writable_features(rng, tmp_path):
     assert len({output.tobytes() for output in outputs}) == len(settings)
 
 
-def test_features_keep_no_tokens_alive():
-    part = compact(torch.zeros(3, 200, 4)[:, 0])
-    assert part.untyped_storage().nbytes() == part.nbytes
+@pytest.mark.parametrize("n_rows", [9, None])
+def test_features_keep_no_tokens_alive(n_rows):
+    tokens = torch.arange(9 * 200 * 4.0).view(9, 200, 4)
+    joined = join((part[:, 0] for part in tokens.split(2)), n_rows)
+    assert torch.equal(joined, tokens[:, 0])
+    assert joined.untyped_storage().nbytes() <= 2 * joined.nbytes
 
 
 def test_a_search_passes_each_row_six_times(counting, images, tmp_path):
