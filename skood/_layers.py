@@ -137,11 +137,13 @@ class HeadReader(_Hooked):
         A private copy, for this alone.
     name : str
         The last linear layer.
+    how : {"avg"} or None
+        Whether the maps that enter a 1×1 convolution are averaged.
     """
 
-    def __init__(self, network, name):
+    def __init__(self, network, name, how):
         super().__init__(network)
-        self.name = name
+        self.name, self.how = name, how
         self._on_input(name, self._hook)
 
     def _hook(self, features):
@@ -151,8 +153,7 @@ class HeadReader(_Hooked):
     def forward(self, x):
         """Return features."""
         features, _ = self._read(x, self.name)
-        # Maps enter a 1×1 convolution.
-        return at_least_float32(pool(features))
+        return at_least_float32(pool(features, self.how))
 
 
 class LayerReader(_Hooked):

@@ -55,8 +55,8 @@ class Network:
         self.module = None if module is None else private_copy(module, device)
         self.device = torch.device(device)
         self._head_name, self._no_head, self._no_logits = None, None, None
-        # The 1×1 convolution behind logits that are maps.
-        self.map_head = None
+        # The 1×1 convolution behind logits that are maps, and whether it gives the very logits.
+        self.map_head, self.map_head_is_last = None, False
         self.logits_key, self.takes_named, self._changed = None, False, False
         self._calls, self._not_tensor, self._logits_shape = None, {}, None
         tensors = () if module is None else (*self.module.parameters(), *self.module.buffers())
@@ -103,7 +103,7 @@ class Network:
         return {
             "dtype": str(self.dtype).removeprefix("torch."),
             "head_name": self._head_name,
-            "map_head": self.map_head,
+            "map_head": (self.map_head, self.map_head_is_last),
             "logits_key": self.logits_key,
             "takes_named": self.takes_named,
             "input_dtype": str(self.input_dtype).removeprefix("torch."),
@@ -114,7 +114,8 @@ class Network:
 
     def _set_state(self, state):
         self._head_name, self.logits_key = state["head_name"], state["logits_key"]
-        self._changed, self.map_head = state["changed"], state["map_head"]
+        self._changed = state["changed"]
+        self.map_head, self.map_head_is_last = state["map_head"]
         self.input_dtype = getattr(torch, state["input_dtype"])
         buffers = {} if self.module is None else dict(self.module.named_buffers())
         for name in buffers.keys() & state["buffers"].keys():
@@ -162,8 +163,9 @@ class Network:
 
     @property
     def head(self):
-        """The last linear layer, in float32 at least."""
-        head = as_linear(private_copy(self.module.get_submodule(self.head_name)))
+        """The last linear layer, in float32 at least; of each pixel where logits are maps."""
+        name = self.map_head if self.map_head_is_last else self.head_name
+        head = as_linear(private_copy(self.module.get_submodule(name)))
         return head.to(torch.promote_types(self.dtype, torch.float32))
 
     def require_logits(self, maps=False):
@@ -178,7 +180,8 @@ class Network:
         return ValueError(
             f"{self._owner} returns logits of shape {self._logits_shape} for two "
             "rows; this method needs (n_samples, n_classes). For maps of logits there is "
-            "ASHDetector; for one score an image, GMMDetector(net, layer=...)."
+            "ASHDetector, and GradNormDetector where they come straight from a 1×1 "
+            "convolution; for one score an image, GMMDetector(net, layer=...)."
         )
 
     def _take_named(self):
@@ -289,9 +292,9 @@ class Network:
             return
         if logits.ndim > 2:
             self._no_head = self._no_vectors()
-            name = linear[-1][0]
-            if logits.ndim == 4 and linear[-1][1].ndim == 4 and self._calls[name] == 1:
-                self.map_head = name
+            name, _, made = linear[-1]
+            if logits.ndim == made.ndim == 4 and self._calls[name] == 1:
+                self.map_head, self.map_head_is_last = name, is_same(made, logits)
             return
         # The last one, but for networks that call another after the one they return.
         last, _, made = next((call for call in linear if call[1] is logits), linear[-1])
@@ -313,7 +316,11 @@ class Network:
         """Return a module that maps X to what enters the last linear layer."""
         if self.takes_features:
             return Pool("avg")
-        return HeadReader(private_copy(self.module), self.head_name)
+        return HeadReader(private_copy(self.module), self.head_name, "avg")
+
+    def pixels(self):
+        """Return a module that maps X to what enters the 1×1 convolution that gives the logits."""
+        return HeadReader(private_copy(self.module), self.map_head, None)
 
     def layer(self, name, *, how="avg", with_logits=False):
         """Return a module that maps X to the pooled output of a named layer.

@@ -215,10 +215,11 @@ class DenseNetLike(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """Trap: fully convolutional, no linear layer, logits (n, C, H, W)."""
+    """Trap: fully convolutional, no linear layer, logits (n, C, H, W), perhaps enlarged."""
 
-    def __init__(self, classes=3, width=6):
+    def __init__(self, classes=3, width=6, enlarged=True):
         super().__init__()
+        self.enlarged = enlarged
         self.input_shape = (1, 8, 8)
         self.head_names = []
         self.backbone = nn.Sequential(
@@ -232,8 +233,9 @@ class Segmenter(nn.Module):
         nn.init.normal_(self.classifier.weight)
 
     def forward(self, x):
-        """Map (n, 1, H, W) to logit maps of the same size."""
-        return F.interpolate(self.classifier(self.backbone(x)), scale_factor=2.0)
+        """Map (n, 1, H, W) to logit maps of the same size, or of half of it."""
+        logits = self.classifier(self.backbone(x))
+        return F.interpolate(logits, scale_factor=2.0) if self.enlarged else logits
 
 
 class ConvHead(nn.Module):

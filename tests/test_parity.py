@@ -1,6 +1,7 @@
 """Every method and setting equals its plain reference, in float64 and float32."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -98,6 +99,20 @@ def test_ash_of_maps(X, layer):
     expected = ref.ash_network(net, X_new, layer, head_name="classifier")
     assert detector.score_samples(X_new).shape == detector.predict(X_new).shape == (12, 8, 8)
     np.testing.assert_allclose(detector.score_samples(X_new), expected, rtol=1e-8)
+
+
+def test_gradnorm_of_maps(X):
+    """Each pixel has a loss of its own."""
+    net, X_train, X_new = cast(seeded(Segmenter, enlarged=False), X, torch.float64)
+    detector = GradNormDetector(net).fit(X_train, np.zeros((20, 4, 4)))
+    features = ref.features(net, X_new, "backbone").transpose(0, 2, 3, 1)
+    W, b = ref.as_array(net.classifier.weight)[..., 0, 0], net.classifier.bias
+    expected = ref.gradnorm_head(features.reshape(-1, 6), W, b).reshape(12, 4, 4)
+    np.testing.assert_allclose(detector.score_samples(X_new), expected, rtol=1e-8)
+    twin = pickle.loads(pickle.dumps(detector))
+    np.testing.assert_array_equal(twin.predict(X_new), detector.predict(X_new))
+    with pytest.raises(ValueError, match="GradNormDetector where they come straight from"):
+        GradNormDetector(seeded(Segmenter)).fit(X_train)
 
 
 @pytest.mark.parametrize("variant", "spb")

@@ -61,7 +61,8 @@ class GradNormHeadScorer(nn.Module):
     """Features in front of a linear head → norm of the gradient of its weight and bias.
 
     The gradient of the weight is the outer product of the gradient g of the logits and the
-    features h, so its norm is ‖g‖₁ ‖h‖₁: no backward pass.
+    features h, so its norm is ‖g‖₁ ‖h‖₁: no backward pass. In front of a 1×1 convolution each
+    pixel is a row, with a loss of its own.
     """
 
     def __init__(self, head, logits_grad, temperature, weight, bias):
@@ -70,7 +71,10 @@ class GradNormHeadScorer(nn.Module):
         self.weight, self.bias = weight, bias
 
     def forward(self, features):
-        """Score features of shape (n_samples, D)."""
+        """Score features of shape (n_samples, D), or of each pixel of maps (n_samples, D, H, W)."""
+        if features.ndim == 4:
+            pixels = features.movedim(1, -1)
+            return self(pixels.flatten(0, 2)).view(pixels.shape[:3])
         grad = l1_norm(self.logits_grad(self.head(features), self.temperature))
         return clip_to(grad * (self.weight * l1_norm(features) + self.bias), torch.float64)
 
@@ -128,7 +132,9 @@ class GradNormDetector(BaseDetector):
     -----
     Parameters outside of the last layer take one forward and one backward pass for each sample,
     in micro-batches. The authors' code sums the divergence over classes instead of averaging: a
-    factor C, the same ranking. pytorch-ood's ``GradNormKL`` is ``params="all", loss="bce"``.
+    factor C, the same ranking. A network whose logits are maps straight from a 1×1 convolution
+    gets one score a pixel, from each pixel's own loss. pytorch-ood's ``GradNormKL`` is
+    ``params="all", loss="bce"``.
 
     References
     ----------
@@ -178,8 +184,10 @@ class GradNormDetector(BaseDetector):
     def _build(self, network):
         names = [name for name, _ in network.module.named_parameters()]
         of_head = {}
-        if network.has_head or self.params == "head":
-            prefix = f"{network.head_name}." if network.head_name else ""
+        maps = network.map_head_is_last
+        if network.has_head or maps or self.params == "head":
+            head_name = network.map_head if maps else network.head_name
+            prefix = f"{head_name}." if head_name else ""
             of_head = {f"{prefix}weight": "weight", f"{prefix}bias": "bias"}
         chosen = self._choose(names, next(iter(of_head), None))
         if not chosen <= set(of_head):
@@ -195,7 +203,7 @@ class GradNormDetector(BaseDetector):
             weight="weight" in parts,
             bias="bias" in parts,
         )
-        return network.features(), scorer
+        return network.pixels() if maps else network.features(), scorer
 
     def _choose(self, names, head_weight):
         """Return the names of the parameters that `params` selects."""
