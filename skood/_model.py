@@ -24,6 +24,12 @@ def _is_skorch(model):
     return skorch is not None and isinstance(model, skorch.NeuralNet)
 
 
+def is_network(model):
+    """Tell a torch module or a skorch net, frozen or not, from other estimators."""
+    model = model.estimator if isinstance(model, FrozenEstimator) else model
+    return isinstance(model, nn.Module) or _is_skorch(model)
+
+
 def is_trained(model):
     """Tell a model that is used as it is from one that ``fit`` clones and fits."""
     return isinstance(model, (nn.Module, FrozenEstimator))

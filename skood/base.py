@@ -45,6 +45,14 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         """Return the modules that map X to what the method consumes, and that to scores."""
         raise NotImplementedError
 
+    @property
+    def looks_inside(self):
+        """True when parameters name layers or weights other than the last linear layer."""
+        return any(
+            getattr(self, name, None) not in (None, "head")
+            for name in ("layer", "layers", "params")
+        )
+
     def _inspect(self, scorer, inputs):
         """Warn of what the first batch shows to be unfit for the method."""
 

@@ -4,7 +4,7 @@ import joblib
 import numpy as np
 import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils.validation import check_memory
+from sklearn.utils.validation import check_is_fitted, check_memory
 
 from skood._arrays import join, move
 from skood._compat import HasMethods, StrOptions, _fit_context
@@ -120,6 +120,12 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
         if self.layer is None:
             return Pool(self.pool) if network.takes_features else network.features()
         return network.layer(self.layer, how=self.pool)
+
+    @property
+    def head(self):
+        """The network's last linear layer, a frozen ``nn.Linear`` that takes the features."""
+        check_is_fitted(self)
+        return self._network.head
 
     def transform(self, X):
         """Return the features.
