@@ -12,6 +12,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
+from sklearn.preprocessing import scale
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
@@ -108,7 +109,8 @@ def test_rows_of_no_class_are_left_out_and_labels_may_be_words(iris):
 def test_skorch_nets_and_frozen_models(iris):
     from skorch import NeuralNetClassifier
 
-    X, y = iris[0].astype(np.float32), iris[1] + 5
+    X, y = scale(iris[0]).astype(np.float32), iris[1] + 5
+    torch.manual_seed(0)
     net = NeuralNetClassifier(
         nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)),
         criterion=nn.CrossEntropyLoss,
@@ -117,7 +119,6 @@ def test_skorch_nets_and_frozen_models(iris):
         train_split=None,
         verbose=0,
     )
-    torch.manual_seed(0)
     model = OpenSetClassifier(net, NNGuideDetector()).fit(X, y)
     assert model.score(X, y) > 0.8
     frozen = FrozenEstimator(LogisticRegression(max_iter=1000).fit(X, y))
