@@ -4,6 +4,17 @@ import math
 import os
 
 import torch
+from torch import nn
+
+# White dimensions of each class in one product: narrower ones waste less on the zeros of
+# triangular factors, but more on the calls.
+SLICE_COLUMNS = 32
+# Slices that tell which classes are far, and the share of near ones from which on finishing each
+# on its own costs more than going on with all.
+LEADING_SLICES, NEAR_SHARE = 2, 0.25
+# What float32 may stretch its rounding by.
+FLOAT32_STRETCH = 300
+FAR = 1e10
 
 
 class ClassMoments:
@@ -62,56 +73,148 @@ class ClassMoments:
             scatter.addr_(shift, shift, alpha=weight)
 
 
-def inverse_factors(covariances):
-    """Return L⁻ᵀ of each covariance L Lᵀ, and log det L, NaN where it is not positive definite.
+def inverse_factor(covariance):
+    """Return L⁻ᵀ of a covariance L Lᵀ and log det L, or None where it is not positive definite.
 
     Parameters
     ----------
-    covariances : Tensor of shape (K, D, D)
-        Symmetric.
+    covariance : Tensor of shape (D, D) or (D,)
+        Symmetric, or the diagonal of a diagonal one.
 
     Returns
     -------
-    factors : Tensor of shape (K, D, D)
-        x @ factor is white.
-    half_log_dets : Tensor of shape (K,)
-        Half the log-determinants.
+    factor : Tensor of the same shape
+        x @ factor, or x * factor, is white. Upper triangular.
+    half_log_det : Tensor of shape ()
+        Half the log-determinant.
     """
-    # As correlations: a covariance of 1e-60, or columns of 1e-5 and 1e5, are as good as of 1.
-    scale = covariances.diagonal(dim1=1, dim2=2).sqrt()
-    positive = (scale > 0).all(1)
-    scale = torch.where(scale > 0, scale, 1.0)
-    lower, info = torch.linalg.cholesky_ex(covariances / scale[:, :, None] / scale[:, None, :])
-    n_features = scale.shape[1]
+    scale = (covariance if covariance.ndim == 1 else covariance.diagonal()).sqrt()
+    if not bool((scale > 0).all()):
+        return None
+    if covariance.ndim == 1:
+        return scale.reciprocal(), scale.log().sum()
+    # As a correlation: a covariance of 1e-60, or columns of 1e-5 and 1e5, are as good as of 1.
+    lower, info = torch.linalg.cholesky_ex(covariance / scale[:, None] / scale)
     # What is smaller than this is rounding, not variance.
-    rounding = math.sqrt(n_features * torch.finfo(scale.dtype).eps)
-    good = (info == 0) & positive & (lower.diagonal(dim1=1, dim2=2).amin(1) > rounding)
-    identity = torch.eye(n_features, dtype=lower.dtype, device=lower.device)
-    lower = torch.where(good[:, None, None], lower, identity)
-    inverse = torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)
-    half_log_dets = lower.diagonal(dim1=1, dim2=2).log().sum(1) + scale.log().sum(1)
-    half_log_dets = torch.where(good, half_log_dets, torch.nan)
-    return inverse.mT / scale[:, :, None], half_log_dets
+    rounding = math.sqrt(len(scale) * torch.finfo(scale.dtype).eps)
+    if bool(info) or not bool(lower.diagonal().amin() > rounding):
+        return None
+    identity = torch.eye(len(scale), dtype=lower.dtype, device=lower.device)
+    inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
+    return inverse.T / scale[:, None], lower.diagonal().log().sum() + scale.log().sum()
 
 
-def whiten(differences, factors):
-    """Whiten differences (n_samples, K, D) from the K means.
+def leading_directions(means):
+    """Return an orthogonal (D, D) whose first columns tell means (K, D) apart, the best first."""
+    between = torch.linalg.svd(means, full_matrices=False).Vh
+    return torch.linalg.qr(between.T, mode="complete").Q
+
+
+def stack_factors(factors, means, dtype):
+    """Lay out triangular factors so that a product whitens rows by 32 columns of all of them.
 
     Parameters
     ----------
-    differences : Tensor of shape (n_samples, K, D)
-        Features less each mean.
-    factors : Tensor of shape (K, D, D), (1, D, D) or (K, D)
-        Factors of full, tied or diagonal covariances.
+    factors : iterable of K Tensors of shape (D, D)
+        Upper triangular, for rows whose pooled covariance is the identity.
+    means : Tensor of shape (K, D)
+        Of such rows.
+    dtype : torch.dtype
+        For the products: float64 stays, float32 only where it is exact enough.
 
     Returns
     -------
-    white : Tensor of shape (n_samples, K, D)
-        Their squared lengths are squared Mahalanobis distances.
+    stacked : Tensor of shape (1 + D, n_slices, K, width)
+        The columns of -mean @ factor above those of the factor, cut into slices.
     """
-    if factors.ndim == 2:
-        return differences * factors
-    return torch.matmul(differences.transpose(0, 1), factors).transpose(0, 1)
+    n_classes, n_features = means.shape
+    width = min(SLICE_COLUMNS, n_features)
+    n_slices = -(-n_features // width)
+    stacked = means.new_zeros(1 + n_features, n_slices, n_classes, width)
+    root = math.sqrt(n_features)
+    # The length of rows, for each of their root(D), and how much a factor stretches it.
+    length = 1 + float(torch.linalg.vector_norm(means, dim=1).amax()) / root
+    stretch = 0.0
+    for k, factor in enumerate(factors):
+        columns = torch.cat([-(means[k] @ factor)[None], factor])
+        columns = nn.functional.pad(columns, (0, n_slices * width - n_features))
+        stacked[:, :, k] = columns.view(1 + n_features, n_slices, width)
+        stretch = max(stretch, float(torch.linalg.vector_norm(factor)) / root)
+    exact = length * stretch <= FLOAT32_STRETCH
+    return stacked.to(torch.promote_types(dtype, torch.float32) if exact else torch.float64)
+
+
+def log_joint(rows, stacked, log_scales, margin, left_out=None):
+    """Return log-scale minus half the squared Mahalanobis distance of rows to each class.
+
+    Parameters
+    ----------
+    rows : Tensor of shape (n_samples, D), dtype float64
+        White but for the class, the directions between the classes first.
+    stacked : Tensor of shape (1 + D, n_slices, K, width)
+        From `stack_factors`.
+    log_scales : Tensor of shape (K,)
+        What a class's value is at its mean.
+    margin : float
+        Values more than this below the row's largest stay bounds from above, at least so far below.
+    left_out : Tensor of shape (n_samples,), default=None
+        A class for each row whose value is of no use.
+
+    Returns
+    -------
+    joint : Tensor of shape (n_samples, K), dtype float64
+        Higher is closer.
+    """
+    _, n_slices, n_classes, width = stacked.shape
+    # Squares overflow float32 from 1e19 on: rows beyond 1e10 are shrunk, and their 1 with them.
+    shrink = rows.abs().amax(1, keepdim=True).clamp(min=FAR) / FAR
+    rows = (nn.functional.pad(rows, (1, 0), value=1.0) / shrink).to(stacked.dtype)
+
+    def values(squares):
+        return log_scales - squares * shrink.square() / 2
+
+    squares = shrink.new_zeros(len(rows), n_classes)
+    white = rows.new_empty(len(rows), n_classes * width)
+    for i in range(n_slices):
+        if i == LEADING_SLICES and n_classes > 1:
+            # Squares only grow: the leading dimensions bound every class from above. Finish the
+            # best, then what may still come near: .2 of the work where classes separate.
+            bounds = values(squares)
+            if left_out is not None:
+                bounds.scatter_(1, left_out[:, None], -torch.inf)
+            best = nn.functional.one_hot(bounds.argmax(1), n_classes).bool()
+            finished = squares + _later_squares(rows, stacked, best)
+            near = (bounds > values(finished)[best][:, None] - margin) & ~best
+            if int(near.sum()) <= NEAR_SHARE * near.numel():
+                return values(finished + _later_squares(rows, stacked, near))
+        # Triangular factors: rows of later dimensions do not enter, .56 of the work is left.
+        used = 1 + (i + 1) * width
+        torch.mm(rows[:, :used], stacked[:used, i].flatten(1), out=white)
+        squares += squared_norms(white.view(-1, n_classes, width))
+    return values(squares)
+
+
+def _later_squares(rows, stacked, wanted):
+    """Return what the slices after the leading ones add for pairs of row and class, else 0."""
+    squares = torch.zeros(wanted.shape, dtype=torch.float64, device=wanted.device)
+    pairs = wanted.T.nonzero()[:, 1].split(wanted.sum(0).tolist())
+    for k, chosen in enumerate(pairs):
+        if len(chosen):
+            white = rows[chosen] @ stacked[:, LEADING_SLICES:, k].flatten(1)
+            squares[chosen, k] = squared_norms(white)
+    return squares
+
+
+def squared_norms(vectors):
+    """Return squared lengths along the last axis, in float64."""
+    # In cache vector_norm costs a quarter of square and sum.
+    return torch.linalg.vector_norm(vectors, dim=-1).double().square()
+
+
+def squared_distances(rows, means):
+    """Return squared Euclidean distances (n_samples, K), as sums of squared differences."""
+    # |x|² - 2xμ + |μ|² would lose what is far smaller than |μ|².
+    return torch.cdist(rows, means, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 
 def check_memory(n_classes, n_features, device):

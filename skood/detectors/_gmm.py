@@ -4,16 +4,30 @@ import math
 from numbers import Real
 
 import torch
+from sklearn import get_config
 
 from skood._compat import Interval, StrOptions
-from skood._gaussians import ClassMoments, check_memory, inverse_factors, whiten
+from skood._gaussians import (
+    SLICE_COLUMNS,
+    ClassMoments,
+    check_memory,
+    inverse_factor,
+    leading_directions,
+    log_joint,
+    squared_distances,
+    squared_norms,
+    stack_factors,
+)
 from skood._learning import LearningScorer
 from skood._warnings import warn
 from skood.base import BaseDetector
 from skood.functional import clip_to
 
-# Whitened differences (rows, K, D) of a block of rows, in float64.
-BLOCK_BYTES = 64 * 2**20
+# What a block of rows takes, and its differences from the means for diagonal covariances: these
+# stay in cache.
+BLOCK_BYTES, DIAG_BLOCK_BYTES = 16 * 2**20, 2**20
+# Densities below e⁻⁴⁰ = 4e-18 of the largest are no digit of a score.
+MARGIN = 40.0
 # Grows the ridge of a class whose covariance has no Cholesky factor.
 RIDGE_START, RIDGE_STEP = 1e-10, 10.0
 
@@ -25,6 +39,9 @@ class GMMScorer(LearningScorer):
         super().__init__()
         self.covariance_type, self.reg_covar, self.criterion = covariance_type, reg_covar, criterion
         for name in ("means", "factors", "half_log_dets", "log_weights"):
+            self.register_buffer(name, None)
+        # Of full and tied covariances: rows are centred and rotated, and so are the means.
+        for name in ("center", "rotation", "rotated_means"):
             self.register_buffer(name, None)
         self.forget()
 
@@ -40,89 +57,137 @@ class GMMScorer(LearningScorer):
             if shape == "full":
                 check_memory(self.n_classes, features.shape[1], features.device)
             self.moments = ClassMoments(self.n_classes, features.shape[1], shape, features.device)
+            self.dtype = features.dtype
         self.moments.update(features, codes)
 
     def finish(self):
         """Factor the covariances, with a larger ridge where they are singular."""
-        moments = self.moments
-        n_rows = moments.counts.sum()
-        self.means = moments.means
-        self.log_weights = (moments.counts / n_rows).log()
-        variances = moments.scatters
-        if moments.shape != "diag":
-            variances = variances.diagonal(dim1=1, dim2=2)
+        moments, self.means = self.moments, self.moments.means
+        counts, scatters = moments.counts, moments.scatters
+        n_rows = counts.sum()
+        self.log_weights = (counts / n_rows).log()
+        variances = scatters if moments.shape == "diag" else scatters.diagonal(dim1=1, dim2=2)
         within = float(variances.sum() / (n_rows * variances.shape[1]))
         ridge = 0.01 * within if self.reg_covar == "auto" else float(self.reg_covar)
-        tied = self.covariance_type == "tied"
-        divisors = n_rows.reshape(1) if tied else moments.counts
-        self.ridges = torch.full_like(divisors, ridge)
-        self.factors, self.half_log_dets = self._factor(divisors)
         # Where nothing varies within a class, the size of the features is the only scale left.
-        scale = within or float(self.means.square().mean()) or 1.0
-        for k in torch.isnan(self.half_log_dets).nonzero().flatten().tolist():
-            self.ridges[k] = max(ridge, RIDGE_START * scale)
-            while bool(torch.isnan(self.half_log_dets[k])):
-                factor, half_log_det = self._factor(divisors, slice(k, k + 1))
-                self.factors[k], self.half_log_dets[k] = factor[0], half_log_det[0]
-                used = float(self.ridges[k])
-                self.ridges[k] *= RIDGE_STEP
-            self.ridges[k] = used
-            warn(
-                f"The covariance of {'all classes' if tied else self.class_name(k)} "
-                f"({int(divisors[k])} rows, {variances.shape[1]} features) is singular: "
-                f"reg_covar={used:.3g} was used for it instead of {ridge:.3g}."
-            )
+        self.least_ridge = RIDGE_START * (within or float(self.means.square().mean()) or 1.0)
+        self.unit, volume = torch.ones_like(scatters[0]), 0.0
+        if self.covariance_type == "spherical":
+            scatters.copy_(scatters.mean(1, keepdim=True).expand_as(scatters))
+        elif moments.shape != "diag":
+            self.unit = self.unit.diagonal().diag()
+            tied = "all classes" if moments.shape == "tied" else None
+            factor, volume, used = self._solve(scatters.sum(0), n_rows, ridge, tied)
+            self._rotate(factor, counts / n_rows)
+        if moments.shape == "tied":
+            self.half_log_dets = volume.reshape(1)
+            factor, half_log_det, _ = self._solve(scatters[0], n_rows - 1, used)
+            self.left_out = factor, half_log_det + volume
+            return
+        solved = [
+            self._solve(scatters[k], count, ridge, self.class_name(k))
+            for k, count in enumerate(counts)
+        ]
+        factors, half_log_dets, ridges = zip(*solved, strict=True)
+        self.half_log_dets = torch.stack(half_log_dets) + volume
+        if moments.shape == "full":
+            self.factors = stack_factors(factors, self.rotated_means, self.dtype)
+        else:
+            self.factors = torch.stack(factors)
+        divisors = (counts - 1).clamp(min=1)
+        solved = map(self._solve, scatters, divisors, ridges)
+        factors, half_log_dets, _ = zip(*solved, strict=True)
+        self.left_out = factors, torch.stack(half_log_dets) + volume
 
     def forget(self):
         """Drop what only learning needs."""
-        self.moments = self.ridges = self.class_name = self._loo = None
+        self.moments = self.class_name = self.unit = self.left_out = None
 
-    def _factor(self, divisors, chosen=slice(None)):
-        """Return factors and half log-determinants of scatter / divisor + ridge."""
-        scatters, ridges = self.moments.scatters[chosen], self.ridges[chosen]
-        divisors = divisors[chosen]
-        if self.moments.shape != "diag":
-            covariances = scatters / divisors[:, None, None]
-            covariances.diagonal(dim1=1, dim2=2).add_(ridges[:, None])
-            return inverse_factors(covariances)
-        variances = scatters / divisors[:, None]
-        if self.covariance_type == "spherical":
-            variances = variances.mean(1, keepdim=True).expand_as(variances)
-        variances = variances + ridges[:, None]
-        variances = torch.where(variances > 0, variances, torch.nan)
-        return variances.rsqrt(), variances.log().sum(1) / 2
+    def _solve(self, scatter, divisor, ridge, name=None):
+        """Factor scatter / divisor + ridge, with a larger ridge where that is singular.
 
-    def _combine(self, distances, half_log_dets, log_weights, n_features):
-        """Turn squared Mahalanobis distances (n_samples, K) into scores."""
-        if self.criterion == "mahalanobis":
-            scores = -distances.amin(1) / n_features
-        else:
-            constant = n_features / 2 * math.log(2 * math.pi)
-            scores = torch.logsumexp(log_weights - half_log_dets - distances / 2, dim=1) - constant
-        # Minus infinity where a squared distance overflows, or where no class is left.
-        return clip_to(scores, torch.float64)
+        Returns the factor, half the log-determinant and the ridge; warns where there is a name.
+        """
+        used = ridge
+        while (solved := inverse_factor(scatter / divisor + used * self.unit)) is None:
+            used = max(RIDGE_STEP * used, self.least_ridge)
+        if used != ridge and name is not None:
+            warn(
+                f"The covariance of {name} ({int(divisor)} rows, {len(scatter)} features) is "
+                f"singular: reg_covar={used:.3g} was used for it instead of {ridge:.3g}."
+            )
+        return *solved, used
 
-    def _blocks(self, features, *more):
-        """Yield float64 differences from the means, in blocks of rows, and `more` cut alike."""
-        rows = max(1, BLOCK_BYTES // (8 * self.means.numel()))
-        for start in range(0, len(features), rows):
-            block = slice(start, start + rows)
-            differences = features[block].double().unsqueeze(1) - self.means
-            yield differences, *(tensor[block] for tensor in more)
+    def _rotate(self, factor, weights):
+        """Go over to coordinates in which the pooled covariance is the identity.
+
+        There a factor is as well conditioned as its class is like the others, whatever the
+        condition of the features, and the first dimensions tell the classes apart.
+        """
+        self.center = weights @ self.means
+        means = (self.means - self.center) @ factor
+        self.rotation = factor @ leading_directions(means)
+        self.rotated_means = (self.means - self.center) @ self.rotation
+        self.unit = self.rotation.T @ self.rotation
+        for scatter in self.moments.scatters:
+            scatter.copy_(self.rotation.T @ scatter @ self.rotation)
 
     def forward(self, features):
         """Score features of shape (n_samples, D)."""
-        return torch.cat(
-            [
-                self._combine(
-                    whiten(d, self.factors).square().sum(2),
-                    self.half_log_dets,
-                    self.log_weights,
-                    d.shape[2],
-                )
-                for (d,) in self._blocks(features)
-            ]
-        )
+        blocks = features.split(self._block_rows())
+        return torch.cat([self._combine(self._joint(self._prepare(block))) for block in blocks])
+
+    def _block_rows(self):
+        """Return how many rows to score at once."""
+        n_classes, n_features = self.means.shape
+        # In float64: what becomes of the features, and of distances, one slice of all classes.
+        row_bytes = 8 * (5 * n_features + (SLICE_COLUMNS + 6) * n_classes)
+        block_bytes = min(BLOCK_BYTES, get_config()["working_memory"] * 2**20)
+        return max(1, int(block_bytes // row_bytes))
+
+    def _prepare(self, features):
+        """Return features in float64, in the coordinates of the factors."""
+        features = features.double()
+        return features if self.rotation is None else (features - self.center) @ self.rotation
+
+    def _joint(self, rows, left_out=None):
+        """Return the logarithms of weight times density but for a constant, (n_samples, K).
+
+        With criterion="mahalanobis" minus half the squared distances. What is too small to
+        matter is but bounded, and what belongs to the classes `left_out` (n_samples,) is anything.
+        """
+        scales = self._scales(self.log_weights, self.half_log_dets)
+        if self.covariance_type == "full":
+            margin = MARGIN if self.criterion == "log_likelihood" else 0.0
+            return log_joint(rows, self.factors, scales, margin, left_out)
+        if self.covariance_type == "tied":
+            return scales - squared_distances(rows, self.rotated_means) / 2
+        if self.covariance_type == "spherical":
+            distances = squared_distances(rows, self.means) * self.factors[:, 0].square()
+            return scales - distances / 2
+        n_rows = max(1, DIAG_BLOCK_BYTES // (8 * self.means.numel()))
+        distances = [
+            squared_norms((block[:, None] - self.means).mul_(self.factors))
+            for block in rows.split(n_rows)
+        ]
+        return scales - torch.cat(distances) / 2
+
+    def _scales(self, log_weights, half_log_dets):
+        """Return the logarithm of weight times density at the mean; for the distance 0."""
+        if self.criterion == "log_likelihood":
+            return log_weights - half_log_dets
+        # A class without rows is at no distance.
+        return torch.where(log_weights.isinf(), log_weights, 0.0)
+
+    def _combine(self, joint):
+        """Turn `_joint` into scores."""
+        n_features = self.means.shape[1]
+        if self.criterion == "mahalanobis":
+            scores = 2 * joint.amax(1) / n_features
+        else:
+            scores = torch.logsumexp(joint, 1) - n_features / 2 * math.log(2 * math.pi)
+        # Minus infinity where a squared distance overflows, or where no class is left.
+        return clip_to(scores, torch.float64)
 
     def leave_one_out(self, inputs, codes, positions):
         """Score training rows under the Gaussians refitted without each; the ridge is kept.
@@ -131,82 +196,70 @@ class GMMScorer(LearningScorer):
         M - n/(n-1) δδᵀ: a rank-1 change of A = M/(m-1) + ridge, m the rows of the covariance, so
         the matrix determinant lemma and the Sherman-Morrison formula give the rest.
         """
+        scores = torch.empty(len(codes), dtype=torch.float64, device=codes.device)
+        leave_out = self._leave_out_tied if self.covariance_type == "tied" else self._leave_out
         # Rows of one class next to each other, so that a block holds few classes.
-        order = torch.argsort(codes, stable=True)
-        blocks = self._blocks(inputs[0][order], codes[order])
-        scores = torch.cat([self._leave_out(*block) for block in blocks])
-        return torch.empty_like(scores).scatter_(0, order, scores)
+        for block in torch.argsort(codes, stable=True).split(self._block_rows()):
+            scores[block] = leave_out(self._prepare(inputs[0][block]), codes[block])
+        return scores
 
-    def _leave_out(self, differences, codes):
-        n_rows, n_features = self.moments.counts.sum(), differences.shape[2]
-        at = torch.arange(len(codes), device=codes.device)
-        counts = self.moments.counts[codes]
-        alone = counts == 1
-        grow = torch.where(alone, 1.0, counts / (counts - 1))
-        if self.covariance_type == "tied":
-            divisor = (n_rows - 1).reshape(1)
-            change = torch.where(alone, 0.0, grow / divisor)
-            factors, half_log_det = self._loo_factors(divisor)
-            white = whiten(differences, factors)
-            own = white[at, codes]
-            own_distance = own.square().sum(1)
-            room = self._room(1 - change * own_distance)
-            cross = torch.einsum("nkd,nd->nk", white, own)
-            # The own mean moves too, by the same factor in both places of the product.
-            distances = white.square().sum(2) + (change / room)[:, None] * cross.square()
-            distances[at, codes] *= grow.square()
-            half_log_dets = (half_log_det + room.log() / 2)[:, None].expand_as(distances)
+    def _leave_out(self, rows, codes):
+        """Score rows where only their own class changes with them."""
+        counts, n_rows = self.moments.counts[codes], self.moments.counts.sum()
+        grow = torch.where(counts == 1, 1.0, counts / (counts - 1))
+        change = grow / (counts - 1).clamp(min=1)
+        factors, half_log_dets = self.left_out
+        if self.covariance_type == "full":
+            delta = rows - self.rotated_means[codes]
+            distances = torch.empty_like(counts)
+            for k in torch.unique(codes).tolist():
+                own = codes == k
+                distances[own] = squared_norms(delta[own] @ factors[k])
+            room = self._room(1 - change * distances)
+            distances = distances / room
+            half_log_dets = half_log_dets[codes] + room.log() / 2
         else:
-            # Only the own class changes.
-            distances = whiten(differences, self.factors).square().sum(2)
-            half_log_dets = self.half_log_dets.expand_as(distances).clone()
-            divisors = (self.moments.counts - 1).clamp(min=1)
-            change = grow / divisors[codes]
-            delta = differences[at, codes]
-            factors, half_log_det = self._loo_factors(divisors)
-            if self.moments.shape == "full":
-                # Rows of one class share a factor: no gathering of (n, D, D).
-                own_distance = torch.empty_like(counts)
-                for k in torch.unique(codes).tolist():
-                    rows = codes == k
-                    own_distance[rows] = (delta[rows] @ factors[k]).square().sum(1)
-                room = self._room(1 - change * own_distance)
-                own_distance = own_distance / room
-                own_half = half_log_det[codes] + room.log() / 2
-            else:
-                loss = change[:, None] * delta.square()
-                if self.covariance_type == "spherical":
-                    loss = loss.mean(1, keepdim=True).expand_as(loss)
-                variances = factors[codes].square().reciprocal()
-                variances = variances * self._room(1 - loss / variances)
-                own_distance = (delta.square() / variances).sum(1)
-                own_half = variances.log().sum(1) / 2
-            distances[at, codes] = grow.square() * own_distance
-            half_log_dets[at, codes] = own_half
-        n_left = self.moments.counts.expand_as(distances).clone()
+            losses = (rows - self.means[codes]).square()
+            delta = losses
+            if self.covariance_type == "spherical":
+                losses = losses.mean(1, keepdim=True)
+            variances = torch.stack(factors)[codes].square().reciprocal()
+            variances = variances * self._room(1 - change[:, None] * losses / variances)
+            distances = (delta / variances).sum(1)
+            half_log_dets = variances.log().sum(1) / 2
+        joint = self._joint(rows, codes)
+        joint += self._scales((n_rows / (n_rows - 1)).log(), 0.0)
+        scales = self._scales(((counts - 1) / (n_rows - 1)).log(), half_log_dets)
+        own = scales - grow.square() * distances / 2
+        return self._combine(joint.scatter_(1, codes[:, None], own[:, None]))
+
+    def _leave_out_tied(self, rows, codes):
+        """Score rows where all classes share what changes."""
+        counts, n_rows = self.moments.counts, self.moments.counts.sum()
+        at = torch.arange(len(codes), device=codes.device)
+        alone = counts[codes] == 1
+        grow = torch.where(alone, 1.0, counts[codes] / (counts[codes] - 1))
+        change = torch.where(alone, 0.0, grow / (n_rows - 1))
+        factor, half_log_det = self.left_out
+        white, means = rows @ factor, self.rotated_means @ factor
+        delta = white - means[codes]
+        room = self._room(1 - change * squared_norms(delta))
+        # delta @ (white - mean), without all those differences.
+        cross = delta @ means.T
+        cross = squared_norms(delta)[:, None] + cross[at, codes][:, None] - cross
+        distances = squared_distances(white, means) + (change / room)[:, None] * cross.square()
+        # The own mean moves too, by the same factor in both places of the product.
+        distances[at, codes] *= grow.square()
+        n_left = counts.repeat(len(codes), 1)
         n_left[at, codes] -= 1
-        log_weights = (n_left / (n_rows - 1)).log()
-        gone = n_left == 0
-        distances = distances.masked_fill(gone, torch.inf)
-        half_log_dets = half_log_dets.masked_fill(gone, 0.0)
-        return self._combine(distances, half_log_dets, log_weights, n_features)
+        half_log_dets = half_log_det + room.log()[:, None] / 2
+        scales = self._scales((n_left / (n_rows - 1)).log(), half_log_dets)
+        return self._combine(scales - distances / 2)
 
     @staticmethod
     def _room(room):
         """Keep what is left of a variance positive: with no ridge a class may lose a dimension."""
         return room.clamp(min=1e-12)
-
-    def _loo_factors(self, divisors):
-        """Return factors for covariances with one row less, made once for all batches."""
-        if self._loo is None:
-            factors, half_log_dets = self._factor(divisors)
-            lost = torch.isnan(half_log_dets)
-            lost_factors = lost.view(-1, *[1] * (factors.ndim - 1))
-            self._loo = (
-                torch.where(lost_factors, self.factors, factors),
-                torch.where(lost, self.half_log_dets, half_log_dets),
-            )
-        return self._loo
 
 
 class GMMDetector(BaseDetector):
