@@ -13,7 +13,7 @@ SLICE_COLUMNS = 32
 # on its own costs more than going on with all.
 LEADING_SLICES, NEAR_SHARE = 2, 0.25
 # What float32 may stretch its rounding by.
-FLOAT32_STRETCH = 300
+LARGEST_STRETCH = 300
 FAR = 1e10
 
 
@@ -73,13 +73,15 @@ class ClassMoments:
             scatter.addr_(shift, shift, alpha=weight)
 
 
-def inverse_factor(covariance):
+def inverse_factor(covariance, ridge=0.0):
     """Return L⁻ᵀ of a covariance L Lᵀ and log det L, or None where it is not positive definite.
 
     Parameters
     ----------
     covariance : Tensor of shape (D, D) or (D,)
         Symmetric, or the diagonal of a diagonal one.
+    ridge : float, default=0
+        To add to the diagonal.
 
     Returns
     -------
@@ -88,13 +90,14 @@ def inverse_factor(covariance):
     half_log_det : Tensor of shape ()
         Half the log-determinant.
     """
-    scale = (covariance if covariance.ndim == 1 else covariance.diagonal()).sqrt()
+    scale = ((covariance if covariance.ndim == 1 else covariance.diagonal()) + ridge).sqrt()
     if not bool((scale > 0).all()):
         return None
     if covariance.ndim == 1:
         return scale.reciprocal(), scale.log().sum()
     # As a correlation: a covariance of 1e-60, or columns of 1e-5 and 1e5, are as good as of 1.
-    lower, info = torch.linalg.cholesky_ex(covariance / scale[:, None] / scale)
+    correlation = covariance / scale[:, None] / scale
+    lower, info = torch.linalg.cholesky_ex(correlation.fill_diagonal_(1.0))
     # What is smaller than this is rounding, not variance.
     rounding = math.sqrt(len(scale) * torch.finfo(scale.dtype).eps)
     if bool(info) or not bool(lower.diagonal().amin() > rounding):
@@ -110,17 +113,30 @@ def leading_directions(means):
     return torch.linalg.qr(between.T, mode="complete").Q
 
 
-def stack_factors(factors, means, dtype):
+def stretch(factors, means):
+    """Return by how much whitening stretches rounding: white values err by as many eps.
+
+    Parameters
+    ----------
+    factors : list of K Tensors of shape (D, D)
+        For rows whose pooled covariance is the identity.
+    means : Tensor of shape (K, D)
+        Of such rows.
+    """
+    root = math.sqrt(means.shape[1])
+    largest = max(float(torch.linalg.vector_norm(factor)) for factor in factors)
+    return (1 + float(torch.linalg.vector_norm(means, dim=1).amax()) / root) * largest / root
+
+
+def stack_factors(factors, means):
     """Lay out triangular factors so that a product whitens rows by 32 columns of all of them.
 
     Parameters
     ----------
-    factors : iterable of K Tensors of shape (D, D)
-        Upper triangular, for rows whose pooled covariance is the identity.
+    factors : list of K Tensors of shape (D, D)
+        Upper triangular.
     means : Tensor of shape (K, D)
-        Of such rows.
-    dtype : torch.dtype
-        For the products: float64 stays, float32 only where it is exact enough.
+        Of the classes.
 
     Returns
     -------
@@ -131,17 +147,11 @@ def stack_factors(factors, means, dtype):
     width = min(SLICE_COLUMNS, n_features)
     n_slices = -(-n_features // width)
     stacked = means.new_zeros(1 + n_features, n_slices, n_classes, width)
-    root = math.sqrt(n_features)
-    # The length of rows, for each of their root(D), and how much a factor stretches it.
-    length = 1 + float(torch.linalg.vector_norm(means, dim=1).amax()) / root
-    stretch = 0.0
     for k, factor in enumerate(factors):
         columns = torch.cat([-(means[k] @ factor)[None], factor])
         columns = nn.functional.pad(columns, (0, n_slices * width - n_features))
         stacked[:, :, k] = columns.view(1 + n_features, n_slices, width)
-        stretch = max(stretch, float(torch.linalg.vector_norm(factor)) / root)
-    exact = length * stretch <= FLOAT32_STRETCH
-    return stacked.to(torch.promote_types(dtype, torch.float32) if exact else torch.float64)
+    return stacked
 
 
 def log_joint(rows, stacked, log_scales, margin, left_out=None):

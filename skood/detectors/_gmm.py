@@ -8,6 +8,7 @@ from sklearn import get_config
 
 from skood._compat import Interval, StrOptions
 from skood._gaussians import (
+    LARGEST_STRETCH,
     SLICE_COLUMNS,
     ClassMoments,
     check_memory,
@@ -17,6 +18,7 @@ from skood._gaussians import (
     squared_distances,
     squared_norms,
     stack_factors,
+    stretch,
 )
 from skood._learning import LearningScorer
 from skood._warnings import warn
@@ -57,7 +59,7 @@ class GMMScorer(LearningScorer):
             if shape == "full":
                 check_memory(self.n_classes, features.shape[1], features.device)
             self.moments = ClassMoments(self.n_classes, features.shape[1], shape, features.device)
-            self.dtype = features.dtype
+            self.dtype = torch.promote_types(features.dtype, torch.float32)
         self.moments.update(features, codes)
 
     def finish(self):
@@ -71,37 +73,58 @@ class GMMScorer(LearningScorer):
         ridge = 0.01 * within if self.reg_covar == "auto" else float(self.reg_covar)
         # Where nothing varies within a class, the size of the features is the only scale left.
         self.least_ridge = RIDGE_START * (within or float(self.means.square().mean()) or 1.0)
-        self.unit, volume = torch.ones_like(scatters[0]), 0.0
         if self.covariance_type == "spherical":
             scatters.copy_(scatters.mean(1, keepdim=True).expand_as(scatters))
-        elif moments.shape != "diag":
-            self.unit = self.unit.diagonal().diag()
-            tied = "all classes" if moments.shape == "tied" else None
-            factor, volume, used = self._solve(scatters.sum(0), n_rows, ridge, tied)
-            self._rotate(factor, counts / n_rows)
         if moments.shape == "tied":
-            self.half_log_dets = volume.reshape(1)
-            factor, half_log_det, _ = self._solve(scatters[0], n_rows - 1, used)
-            self.left_out = factor, half_log_det + volume
-            return
+            divisors, names = n_rows[None], ["all classes"]
+        else:
+            divisors, names = counts, map(self.class_name, range(len(counts)))
         solved = [
-            self._solve(scatters[k], count, ridge, self.class_name(k))
-            for k, count in enumerate(counts)
+            self._solve(scatter, divisor, ridge, name)
+            for scatter, divisor, name in zip(scatters, divisors, names, strict=True)
         ]
         factors, half_log_dets, ridges = zip(*solved, strict=True)
-        self.half_log_dets = torch.stack(half_log_dets) + volume
-        if moments.shape == "full":
-            self.factors = stack_factors(factors, self.rotated_means, self.dtype)
+        self.half_log_dets = torch.stack(half_log_dets)
+        self.center = counts @ self.means / n_rows
+        if moments.shape == "tied":
+            self.rotation = factors[0]
+        elif moments.shape == "full":
+            self._stack(factors, counts.new_tensor(ridges))
         else:
             self.factors = torch.stack(factors)
-        divisors = (counts - 1).clamp(min=1)
-        solved = map(self._solve, scatters, divisors, ridges)
+        if self.rotation is not None:
+            self.rotated_means = (self.means - self.center) @ self.rotation
+        # The ridges stay when a row is left out.
+        solved = map(self._solve, scatters, (divisors - 1).clamp(min=1), ridges)
         factors, half_log_dets, _ = zip(*solved, strict=True)
-        self.left_out = factors, torch.stack(half_log_dets) + volume
+        self.left_out = factors, torch.stack(half_log_dets)
 
     def forget(self):
         """Drop what only learning needs."""
-        self.moments = self.class_name = self.unit = self.left_out = None
+        self.moments = self.class_name = self.left_out = None
+
+    def _stack(self, factors, ridges):
+        """Lay out the factors for `log_joint`, where the classes look alike if they can.
+
+        In coordinates where the pooled covariance is the identity a factor is as well conditioned
+        as its class is like the others, whatever the condition of the features.
+        """
+        scatters, counts = self.moments.scatters, self.moments.counts
+        self.rotation = torch.eye(len(self.center), dtype=counts.dtype, device=counts.device)
+        dtype = torch.float64
+        weights = counts / counts.sum()
+        pooled = inverse_factor(scatters.sum(0) / counts.sum(), weights @ ridges)
+        if pooled is not None:
+            means = (self.means - self.center) @ pooled[0]
+            rotation = pooled[0] @ leading_directions(means)
+            unit = rotation.T @ rotation
+            rotated = [
+                inverse_factor(rotation.T @ (scatter / count) @ rotation + ridge * unit)
+                for scatter, count, ridge in zip(scatters, counts, ridges, strict=True)
+            ]
+            if None not in rotated and stretch([f for f, _ in rotated], means) <= LARGEST_STRETCH:
+                factors, self.rotation, dtype = [f for f, _ in rotated], rotation, self.dtype
+        self.factors = stack_factors(factors, (self.means - self.center) @ self.rotation).to(dtype)
 
     def _solve(self, scatter, divisor, ridge, name=None):
         """Factor scatter / divisor + ridge, with a larger ridge where that is singular.
@@ -109,33 +132,19 @@ class GMMScorer(LearningScorer):
         Returns the factor, half the log-determinant and the ridge; warns where there is a name.
         """
         used = ridge
-        while (solved := inverse_factor(scatter / divisor + used * self.unit)) is None:
+        while (solved := inverse_factor(scatter / divisor, used)) is None:
             used = max(RIDGE_STEP * used, self.least_ridge)
         if used != ridge and name is not None:
             warn(
-                f"The covariance of {name} ({int(divisor)} rows, {len(scatter)} features) is "
+                f"The covariance of {name} ({int(divisor)} rows, {scatter.shape[0]} features) is "
                 f"singular: reg_covar={used:.3g} was used for it instead of {ridge:.3g}."
             )
         return *solved, used
 
-    def _rotate(self, factor, weights):
-        """Go over to coordinates in which the pooled covariance is the identity.
-
-        There a factor is as well conditioned as its class is like the others, whatever the
-        condition of the features, and the first dimensions tell the classes apart.
-        """
-        self.center = weights @ self.means
-        means = (self.means - self.center) @ factor
-        self.rotation = factor @ leading_directions(means)
-        self.rotated_means = (self.means - self.center) @ self.rotation
-        self.unit = self.rotation.T @ self.rotation
-        for scatter in self.moments.scatters:
-            scatter.copy_(self.rotation.T @ scatter @ self.rotation)
-
     def forward(self, features):
         """Score features of shape (n_samples, D)."""
         blocks = features.split(self._block_rows())
-        return torch.cat([self._combine(self._joint(self._prepare(block))) for block in blocks])
+        return torch.cat([self._combine(self._joint(block)) for block in blocks])
 
     def _block_rows(self):
         """Return how many rows to score at once."""
@@ -145,18 +154,16 @@ class GMMScorer(LearningScorer):
         block_bytes = min(BLOCK_BYTES, get_config()["working_memory"] * 2**20)
         return max(1, int(block_bytes // row_bytes))
 
-    def _prepare(self, features):
-        """Return features in float64, in the coordinates of the factors."""
-        features = features.double()
-        return features if self.rotation is None else (features - self.center) @ self.rotation
-
-    def _joint(self, rows, left_out=None):
+    def _joint(self, features, left_out=None):
         """Return the logarithms of weight times density but for a constant, (n_samples, K).
 
         With criterion="mahalanobis" minus half the squared distances. What is too small to
         matter is but bounded, and what belongs to the classes `left_out` (n_samples,) is anything.
         """
         scales = self._scales(self.log_weights, self.half_log_dets)
+        rows = features.double()
+        if self.rotation is not None:
+            rows = (rows - self.center) @ self.rotation
         if self.covariance_type == "full":
             margin = MARGIN if self.criterion == "log_likelihood" else 0.0
             return log_joint(rows, self.factors, scales, margin, left_out)
@@ -200,17 +207,17 @@ class GMMScorer(LearningScorer):
         leave_out = self._leave_out_tied if self.covariance_type == "tied" else self._leave_out
         # Rows of one class next to each other, so that a block holds few classes.
         for block in torch.argsort(codes, stable=True).split(self._block_rows()):
-            scores[block] = leave_out(self._prepare(inputs[0][block]), codes[block])
+            scores[block] = leave_out(inputs[0][block], codes[block])
         return scores
 
-    def _leave_out(self, rows, codes):
+    def _leave_out(self, features, codes):
         """Score rows where only their own class changes with them."""
         counts, n_rows = self.moments.counts[codes], self.moments.counts.sum()
         grow = torch.where(counts == 1, 1.0, counts / (counts - 1))
         change = grow / (counts - 1).clamp(min=1)
+        delta = features.double() - self.means[codes]
         factors, half_log_dets = self.left_out
         if self.covariance_type == "full":
-            delta = rows - self.rotated_means[codes]
             distances = torch.empty_like(counts)
             for k in torch.unique(codes).tolist():
                 own = codes == k
@@ -219,32 +226,31 @@ class GMMScorer(LearningScorer):
             distances = distances / room
             half_log_dets = half_log_dets[codes] + room.log() / 2
         else:
-            losses = (rows - self.means[codes]).square()
-            delta = losses
+            losses = change[:, None] * delta.square()
             if self.covariance_type == "spherical":
                 losses = losses.mean(1, keepdim=True)
             variances = torch.stack(factors)[codes].square().reciprocal()
-            variances = variances * self._room(1 - change[:, None] * losses / variances)
-            distances = (delta / variances).sum(1)
+            variances = variances * self._room(1 - losses / variances)
+            distances = (delta.square() / variances).sum(1)
             half_log_dets = variances.log().sum(1) / 2
-        joint = self._joint(rows, codes)
-        joint += self._scales((n_rows / (n_rows - 1)).log(), 0.0)
         scales = self._scales(((counts - 1) / (n_rows - 1)).log(), half_log_dets)
         own = scales - grow.square() * distances / 2
-        return self._combine(joint.scatter_(1, codes[:, None], own[:, None]))
+        others = self._joint(features, codes) + self._scales((n_rows / (n_rows - 1)).log(), 0.0)
+        return self._combine(others.scatter(1, codes[:, None], own[:, None]))
 
-    def _leave_out_tied(self, rows, codes):
+    def _leave_out_tied(self, features, codes):
         """Score rows where all classes share what changes."""
         counts, n_rows = self.moments.counts, self.moments.counts.sum()
         at = torch.arange(len(codes), device=codes.device)
         alone = counts[codes] == 1
         grow = torch.where(alone, 1.0, counts[codes] / (counts[codes] - 1))
         change = torch.where(alone, 0.0, grow / (n_rows - 1))
-        factor, half_log_det = self.left_out
-        white, means = rows @ factor, self.rotated_means @ factor
+        (factor,), half_log_det = self.left_out
+        white = (features.double() - self.center) @ factor
+        means = (self.means - self.center) @ factor
         delta = white - means[codes]
         room = self._room(1 - change * squared_norms(delta))
-        # delta @ (white - mean), without all those differences.
+        # delta @ (white - mean) for all means, without their differences.
         cross = delta @ means.T
         cross = squared_norms(delta)[:, None] + cross[at, codes][:, None] - cross
         distances = squared_distances(white, means) + (change / room)[:, None] * cross.square()
