@@ -104,10 +104,12 @@ class GMMScorer(LearningScorer):
         self.moments = self.class_name = self.left_out = None
 
     def _stack(self, factors, ridges):
-        """Lay out the factors for `log_joint`, where the classes look alike if they can.
+        """Lay out the factors for `log_joint`, rotated where that does not lose digits.
 
         In coordinates where the pooled covariance is the identity a factor is as well conditioned
-        as its class is like the others, whatever the condition of the features.
+        as its class is like the others, whatever the condition and the offset of the features:
+        rows rotated in float64 may be multiplied in float32 (at condition 1e8 and 1000 standard
+        deviations from 0 off by 2e-7, where float32 alone is off by 17).
         """
         scatters, counts = self.moments.scatters, self.moments.counts
         self.rotation = torch.eye(len(self.center), dtype=counts.dtype, device=counts.device)
@@ -149,7 +151,7 @@ class GMMScorer(LearningScorer):
     def _block_rows(self):
         """Return how many rows to score at once."""
         n_classes, n_features = self.means.shape
-        # In float64: what becomes of the features, and of distances, one slice of all classes.
+        # In float64: the features and what becomes of them, distances, and a slice of all classes.
         row_bytes = 8 * (5 * n_features + (SLICE_COLUMNS + 6) * n_classes)
         block_bytes = min(BLOCK_BYTES, get_config()["working_memory"] * 2**20)
         return max(1, int(block_bytes // row_bytes))
@@ -157,8 +159,8 @@ class GMMScorer(LearningScorer):
     def _joint(self, features, left_out=None):
         """Return the logarithms of weight times density but for a constant, (n_samples, K).
 
-        With criterion="mahalanobis" minus half the squared distances. What is too small to
-        matter is but bounded, and what belongs to the classes `left_out` (n_samples,) is anything.
+        With criterion="mahalanobis" minus half the squared distances. Only what matters to the
+        score is exact; the classes `left_out` (n_samples,) do not.
         """
         scales = self._scales(self.log_weights, self.half_log_dets)
         rows = features.double()
@@ -304,8 +306,9 @@ class GMMDetector(BaseDetector):
     offset_ : float
         The threshold on the scores.
     scorer_ : nn.Module
-        Maps features to scores; its buffers ``means`` (n_classes, n_features), ``factors``,
-        ``half_log_dets`` and ``log_weights`` hold the Gaussians in float64.
+        Maps features to scores; its buffers ``means`` (n_classes, n_features), ``half_log_dets``
+        and ``log_weights`` hold the Gaussians in float64, and with ``rotation`` and ``factors``
+        rows are whitened.
     known_classes_ : array of shape (n_classes,)
         The in-distribution labels, where y was given.
     model_ : object
@@ -325,6 +328,10 @@ class GMMDetector(BaseDetector):
     each training row is scored without itself, exactly but for the ridge of "auto", which is kept:
     a full covariance remembers its rows so well that a threshold on the plain scores called
     60-100 % of fresh digits out-of-distribution.
+
+    Full covariances are compared in coordinates where their mean is the identity. There float32
+    features are scored in float32, up to 1e-5 of the score (or of the number of features, where
+    that is larger), unless the classes differ too much in shape: then in float64, as is all else.
 
     References
     ----------
