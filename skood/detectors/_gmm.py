@@ -145,8 +145,12 @@ class GMMScorer(LearningScorer):
 
     def forward(self, features):
         """Score features of shape (n_samples, D)."""
-        blocks = features.split(self._block_rows())
-        return torch.cat([self._combine(self._joint(block)) for block in blocks])
+        scores = self.means.new_empty(len(features))
+        n_rows = self._block_rows()
+        # Written in place: small results that are kept between large ones leave holes in memory.
+        for part, block in zip(scores.split(n_rows), features.split(n_rows), strict=True):
+            part.copy_(self._combine(self._joint(block)))
+        return scores
 
     def _block_rows(self):
         """Return how many rows to score at once."""
@@ -175,11 +179,10 @@ class GMMScorer(LearningScorer):
             distances = squared_distances(rows, self.means) * self.factors[:, 0].square()
             return scales - distances / 2
         n_rows = max(1, DIAG_BLOCK_BYTES // (8 * self.means.numel()))
-        distances = [
-            squared_norms((block[:, None] - self.means).mul_(self.factors))
-            for block in rows.split(n_rows)
-        ]
-        return scales - torch.cat(distances) / 2
+        distances = rows.new_empty(len(rows), len(self.means))
+        for part, block in zip(distances.split(n_rows), rows.split(n_rows), strict=True):
+            part.copy_(squared_norms((block[:, None] - self.means).mul_(self.factors)))
+        return scales - distances / 2
 
     def _scales(self, log_weights, half_log_dets):
         """Return the logarithm of weight times density at the mean; for the distance 0."""
@@ -205,7 +208,7 @@ class GMMScorer(LearningScorer):
         M - n/(n-1) δδᵀ: a rank-1 change of A = M/(m-1) + ridge, m the rows of the covariance, so
         the matrix determinant lemma and the Sherman-Morrison formula give the rest.
         """
-        scores = torch.empty(len(codes), dtype=torch.float64, device=codes.device)
+        scores = self.means.new_empty(len(codes))
         leave_out = self._leave_out_tied if self.covariance_type == "tied" else self._leave_out
         # Rows of one class next to each other, so that a block holds few classes.
         for block in torch.argsort(codes, stable=True).split(self._block_rows()):
