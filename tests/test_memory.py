@@ -78,11 +78,11 @@ print(json.dumps(results))
 def test_scoring_images_of_a_memmap(tmp_path):
     code = """
 net = seeded(SmallCNN)
-X = np.memmap(path, np.uint8, "w+", shape=(3000, 1, 224, 224))
+X = np.memmap(path, np.uint8, "w+", shape=(9600, 1, 128, 128))
 X[::1000] = 7
-train = rng.integers(0, 255, size=(200, 1, 224, 224)).astype(np.uint8)
+train = rng.integers(0, 255, size=(200, 1, 128, 128)).astype(np.uint8)
 results = {}
-for detector in (ASHDetector(net), GMMDetector(net, reg_covar=1.0)):
+for detector in (ASHDetector(net, batch_size=16), GMMDetector(net, reg_covar=1.0, batch_size=16)):
     detector.fit(train, np.arange(200) % 4)
     results[type(detector).__name__] = grown(lambda: detector.score_samples(X))
 print(json.dumps(results))
@@ -96,8 +96,8 @@ class Images(Dataset):
     def __len__(self):
         return 20_000
     def __getitem__(self, i):
-        # 1 MiB each in between: 20 GiB in all.
-        image = torch.full((2**18,), i % 100 / 50)
+        # 128 KiB each in between: 2.5 GiB in all.
+        image = torch.full((2**15,), i % 100 / 50)
         return image[:64].view(1, 8, 8).clone(), i % 4
 
 net = seeded(SmallCNN)

@@ -8,8 +8,10 @@ import pytest
 import references as ref
 import torch
 from networks import MLP, ResNet, Segmenter, SmallCNN, ViT, WeightNormed, seeded
+from sklearn import config_context
 from sklearn.linear_model import LogisticRegression
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from skood import (
     ASHDetector,
@@ -18,6 +20,7 @@ from skood import (
     GradNormDetector,
     NACDetector,
     NNGuideDetector,
+    _gaussians,
 )
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
@@ -334,6 +337,93 @@ def test_gmm_of_ill_conditioned_float32_at_an_offset(rng):
     Z = ((rng.normal(size=(400, 8)) * scales) @ mixing + 1000).astype(np.float32)
     exact = GMMDetector(reg_covar=0).fit(Z.astype(np.float64)).score_samples(Z.astype(np.float64))
     np.testing.assert_allclose(GMMDetector(reg_covar=0).fit(Z).score_samples(Z), exact, rtol=1e-4)
+
+
+@CRITERIA
+def test_gmm_in_float32_is_as_good_as_float64(rng, criterion):
+    """At condition 1e8 and 1000 standard deviations from 0, within 1e-4 of a score or of D."""
+    D, y = 80, np.arange(1200) % 3
+    mixing = np.linalg.qr(rng.normal(size=(D, D)))[0] * np.geomspace(1e-4, 1, D)[:, None]
+    shapes = np.eye(D) + 0.3 * rng.normal(size=(3, D, D)) / np.sqrt(D)
+    Z = (rng.normal(size=(1200, 1, D)) @ shapes[y])[:, 0]
+    Z = ((Z + 2 * rng.normal(size=(3, D))[y]) @ mixing + 1000).astype(np.float32)
+    new = np.vstack([Z, Z + 10 * Z.std(0) * rng.normal(size=Z.shape)]).astype(np.float32)
+    detector = GMMDetector(reg_covar=0, criterion=criterion)
+    scores = detector.fit(Z, y).score_samples(new)
+    assert detector.scorer_.factors.dtype == torch.float32
+    exact = detector.fit(Z.astype(np.float64), y).score_samples(new.astype(np.float64))
+    size = 1 if criterion == "mahalanobis" else D
+    assert (np.abs(scores - exact) <= 1e-4 * np.maximum(np.abs(exact), size)).all()
+
+
+@DTYPES
+@CRITERIA
+def test_gmm_of_classes_of_different_shape(rng, criterion, dtype):
+    """Each class is flat in its own direction: no coordinates in which float32 would do."""
+    D, y = 6, np.arange(90) % 3
+    scales = np.ones((3, D))
+    scales[range(3), range(3)] = 1e-3
+    Z = rng.normal(size=(90, D)) * scales[y] + rng.normal(size=(3, D))[y]
+    Z, new = (torch.as_tensor(a).to(dtype).numpy() for a in (Z, rng.normal(size=(40, D))))
+    detector = GMMDetector(reg_covar=0, criterion=criterion).fit(Z, y)
+    assert detector.scorer_.factors.dtype == torch.float64
+    expected = ref.gmm_scores(ref.gmm_fit(Z, y, reg_covar=0), new, criterion)
+    assert_parity(detector.score_samples(new), expected, dtype)
+
+
+@DTYPES
+@CRITERIA
+@pytest.mark.parametrize(
+    ("separation", "off", "finished"),
+    [(0, 0, []), (3, 0, ["best", "near"]), (3, 30, ["best"])],
+    ids=["overlapping", "separated", "far off"],
+)
+def test_gmm_leaves_out_only_what_does_not_matter(
+    rng, monkeypatch, criterion, dtype, separation, off, finished
+):
+    """Classes are dropped by the first 64 dimensions, where those tell enough of them apart."""
+    D, y = 160, np.arange(1600) % 8
+    shapes = np.eye(D) + 0.5 * rng.normal(size=(8, D, D)) / np.sqrt(D)
+    Z = (rng.normal(size=(1600, 1, D)) @ shapes[y])[:, 0] + separation * rng.normal(size=(8, D))[y]
+    new = Z[:40] + off * rng.normal(size=(40, D))
+    Z, new = (torch.as_tensor(a).to(dtype).numpy() for a in (Z, new))
+    detector = GMMDetector(reg_covar=0.01, criterion=criterion).fit(Z, y)
+    calls = []
+    later = _gaussians._later_squares
+    monkeypatch.setattr(
+        _gaussians, "_later_squares", lambda *args: calls.append(args) or later(*args)
+    )
+    scores = detector.score_samples(new)
+    assert len(calls) == len(finished)
+    assert_parity(scores, ref.gmm_scores(ref.gmm_fit(Z, y, reg_covar=0.01), new, criterion), dtype)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes how many bytes the largest tensor takes that is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.bytes = max(self.bytes, out.nbytes)
+        return out
+
+
+@COVARIANCES
+def test_gmm_scores_in_blocks(rng, covariance_type):
+    """They fit into working_memory, and into 64 MiB where that is more."""
+    y = np.arange(40_000) % 40
+    X = rng.normal(size=(len(y), 40)) + y[:, None] / 10
+    scorer = GMMDetector(covariance_type=covariance_type).fit(X[:4000], y[:4000]).scorer_
+    rows, found = torch.as_tensor(X), []
+    for memory in (1, 100_000):
+        with config_context(working_memory=memory), LargestTensor() as tensors:
+            found.append(scorer(rows))
+        assert tensors.bytes <= min(memory, 64) * 2**20
+    torch.testing.assert_close(*found, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("cls", [MLP, WeightNormed])

@@ -66,6 +66,17 @@ def test_gmm_leaves_one_out_without_a_ridge(left_out, rng):
     np.testing.assert_allclose(found, ref.gmm_leave_one_out(Z, y, reg_covar=0), rtol=1e-8)
 
 
+@pytest.mark.parametrize("criterion", ["log_likelihood", "mahalanobis"])
+@pytest.mark.parametrize("separation", [0, 3])
+def test_gmm_leaves_one_out_of_many_dimensions(left_out, rng, criterion, separation):
+    """Where far classes are left out too, but never for the sake of the row's own class."""
+    y = np.arange(60) % 6
+    Z = rng.normal(size=(60, 100)) + separation * rng.normal(size=(6, 100))[y]
+    settings = {"reg_covar": 0.5, "criterion": criterion}
+    found = left_out(GMMDetector(**settings), Z, y)
+    np.testing.assert_allclose(found, ref.gmm_leave_one_out(Z, y, **settings), rtol=1e-8)
+
+
 def test_gmm_automatic_ridge_is_close_to_refitting_it_too(left_out, rng):
     """Within 2 % of the spread of the scores; the ridge itself changes by about 1 / n."""
     Z, y = rng.normal(size=(60, 5)), np.arange(60) % 2

@@ -4,16 +4,32 @@ import math
 from numbers import Real
 
 import torch
+from sklearn import get_config
 
 from skood._compat import Interval, StrOptions
-from skood._gaussians import ClassMoments, check_memory, inverse_factors, whiten
+from skood._gaussians import (
+    LARGEST_STRETCH,
+    SLICE_COLUMNS,
+    ClassMoments,
+    check_memory,
+    inverse_factor,
+    leading_directions,
+    log_joint,
+    squared_distances,
+    squared_norms,
+    stack_factors,
+    stretch,
+)
 from skood._learning import LearningScorer
 from skood._warnings import warn
 from skood.base import BaseDetector
 from skood.functional import clip_to
 
-# Whitened differences (rows, K, D) of a block of rows, in float64.
-BLOCK_BYTES = 64 * 2**20
+# What a block of rows takes, and its differences from the means for diagonal covariances: these
+# stay in cache.
+BLOCK_BYTES, DIAG_BLOCK_BYTES = 16 * 2**20, 2**20
+# Densities below e⁻⁴⁰ = 4e-18 of the largest are no digit of a score.
+MARGIN = 40.0
 # Grows the ridge of a class whose covariance has no Cholesky factor.
 RIDGE_START, RIDGE_STEP = 1e-10, 10.0
 
@@ -25,6 +41,9 @@ class GMMScorer(LearningScorer):
         super().__init__()
         self.covariance_type, self.reg_covar, self.criterion = covariance_type, reg_covar, criterion
         for name in ("means", "factors", "half_log_dets", "log_weights"):
+            self.register_buffer(name, None)
+        # Of full and tied covariances: rows are centred and rotated, and so are the means.
+        for name in ("center", "rotation", "rotated_means"):
             self.register_buffer(name, None)
         self.forget()
 
@@ -40,89 +59,147 @@ class GMMScorer(LearningScorer):
             if shape == "full":
                 check_memory(self.n_classes, features.shape[1], features.device)
             self.moments = ClassMoments(self.n_classes, features.shape[1], shape, features.device)
+            self.dtype = torch.promote_types(features.dtype, torch.float32)
         self.moments.update(features, codes)
 
     def finish(self):
         """Factor the covariances, with a larger ridge where they are singular."""
-        moments = self.moments
-        n_rows = moments.counts.sum()
-        self.means = moments.means
-        self.log_weights = (moments.counts / n_rows).log()
-        variances = moments.scatters
-        if moments.shape != "diag":
-            variances = variances.diagonal(dim1=1, dim2=2)
+        moments, self.means = self.moments, self.moments.means
+        counts, scatters = moments.counts, moments.scatters
+        n_rows = counts.sum()
+        self.log_weights = (counts / n_rows).log()
+        variances = scatters if moments.shape == "diag" else scatters.diagonal(dim1=1, dim2=2)
         within = float(variances.sum() / (n_rows * variances.shape[1]))
         ridge = 0.01 * within if self.reg_covar == "auto" else float(self.reg_covar)
-        tied = self.covariance_type == "tied"
-        divisors = n_rows.reshape(1) if tied else moments.counts
-        self.ridges = torch.full_like(divisors, ridge)
-        self.factors, self.half_log_dets = self._factor(divisors)
         # Where nothing varies within a class, the size of the features is the only scale left.
-        scale = within or float(self.means.square().mean()) or 1.0
-        for k in torch.isnan(self.half_log_dets).nonzero().flatten().tolist():
-            self.ridges[k] = max(ridge, RIDGE_START * scale)
-            while bool(torch.isnan(self.half_log_dets[k])):
-                factor, half_log_det = self._factor(divisors, slice(k, k + 1))
-                self.factors[k], self.half_log_dets[k] = factor[0], half_log_det[0]
-                used = float(self.ridges[k])
-                self.ridges[k] *= RIDGE_STEP
-            self.ridges[k] = used
-            warn(
-                f"The covariance of {'all classes' if tied else self.class_name(k)} "
-                f"({int(divisors[k])} rows, {variances.shape[1]} features) is singular: "
-                f"reg_covar={used:.3g} was used for it instead of {ridge:.3g}."
-            )
+        self.least_ridge = RIDGE_START * (within or float(self.means.square().mean()) or 1.0)
+        if self.covariance_type == "spherical":
+            scatters.copy_(scatters.mean(1, keepdim=True).expand_as(scatters))
+        if moments.shape == "tied":
+            divisors, names = n_rows[None], ["all classes"]
+        else:
+            divisors, names = counts, map(self.class_name, range(len(counts)))
+        solved = [
+            self._solve(scatter, divisor, ridge, name)
+            for scatter, divisor, name in zip(scatters, divisors, names, strict=True)
+        ]
+        factors, half_log_dets, ridges = zip(*solved, strict=True)
+        self.half_log_dets = torch.stack(half_log_dets)
+        self.center = counts @ self.means / n_rows
+        if moments.shape == "tied":
+            self.rotation = factors[0]
+        elif moments.shape == "full":
+            self._stack(factors, counts.new_tensor(ridges))
+        else:
+            self.factors = torch.stack(factors)
+        if self.rotation is not None:
+            self.rotated_means = (self.means - self.center) @ self.rotation
+        # The ridges stay when a row is left out.
+        solved = map(self._solve, scatters, (divisors - 1).clamp(min=1), ridges)
+        factors, half_log_dets, _ = zip(*solved, strict=True)
+        self.left_out = factors, torch.stack(half_log_dets)
 
     def forget(self):
         """Drop what only learning needs."""
-        self.moments = self.ridges = self.class_name = self._loo = None
+        self.moments = self.class_name = self.left_out = None
 
-    def _factor(self, divisors, chosen=slice(None)):
-        """Return factors and half log-determinants of scatter / divisor + ridge."""
-        scatters, ridges = self.moments.scatters[chosen], self.ridges[chosen]
-        divisors = divisors[chosen]
-        if self.moments.shape != "diag":
-            covariances = scatters / divisors[:, None, None]
-            covariances.diagonal(dim1=1, dim2=2).add_(ridges[:, None])
-            return inverse_factors(covariances)
-        variances = scatters / divisors[:, None]
-        if self.covariance_type == "spherical":
-            variances = variances.mean(1, keepdim=True).expand_as(variances)
-        variances = variances + ridges[:, None]
-        variances = torch.where(variances > 0, variances, torch.nan)
-        return variances.rsqrt(), variances.log().sum(1) / 2
+    def _stack(self, factors, ridges):
+        """Lay out the factors for `log_joint`, rotated where that does not lose digits.
 
-    def _combine(self, distances, half_log_dets, log_weights, n_features):
-        """Turn squared Mahalanobis distances (n_samples, K) into scores."""
-        if self.criterion == "mahalanobis":
-            scores = -distances.amin(1) / n_features
-        else:
-            constant = n_features / 2 * math.log(2 * math.pi)
-            scores = torch.logsumexp(log_weights - half_log_dets - distances / 2, dim=1) - constant
-        # Minus infinity where a squared distance overflows, or where no class is left.
-        return clip_to(scores, torch.float64)
+        In coordinates where the pooled covariance is the identity a factor is as well conditioned
+        as its class is like the others, whatever the condition and the offset of the features:
+        rows rotated in float64 may be multiplied in float32 (at condition 1e8 and 1000 standard
+        deviations from 0 off by 2e-7, where float32 alone is off by 17).
+        """
+        scatters, counts = self.moments.scatters, self.moments.counts
+        self.rotation = torch.eye(len(self.center), dtype=counts.dtype, device=counts.device)
+        dtype = torch.float64
+        weights = counts / counts.sum()
+        pooled = inverse_factor(scatters.sum(0) / counts.sum(), weights @ ridges)
+        if pooled is not None:
+            means = (self.means - self.center) @ pooled[0]
+            rotation = pooled[0] @ leading_directions(means)
+            unit = rotation.T @ rotation
+            rotated = [
+                inverse_factor(rotation.T @ (scatter / count) @ rotation + ridge * unit)
+                for scatter, count, ridge in zip(scatters, counts, ridges, strict=True)
+            ]
+            if None not in rotated and stretch([f for f, _ in rotated], means) <= LARGEST_STRETCH:
+                factors, self.rotation, dtype = [f for f, _ in rotated], rotation, self.dtype
+        self.factors = stack_factors(factors, (self.means - self.center) @ self.rotation).to(dtype)
 
-    def _blocks(self, features, *more):
-        """Yield float64 differences from the means, in blocks of rows, and `more` cut alike."""
-        rows = max(1, BLOCK_BYTES // (8 * self.means.numel()))
-        for start in range(0, len(features), rows):
-            block = slice(start, start + rows)
-            differences = features[block].double().unsqueeze(1) - self.means
-            yield differences, *(tensor[block] for tensor in more)
+    def _solve(self, scatter, divisor, ridge, name=None):
+        """Factor scatter / divisor + ridge, with a larger ridge where that is singular.
+
+        Returns the factor, half the log-determinant and the ridge; warns where there is a name.
+        """
+        used = ridge
+        while (solved := inverse_factor(scatter / divisor, used)) is None:
+            used = max(RIDGE_STEP * used, self.least_ridge)
+        if used != ridge and name is not None:
+            warn(
+                f"The covariance of {name} ({int(divisor)} rows, {scatter.shape[0]} features) is "
+                f"singular: reg_covar={used:.3g} was used for it instead of {ridge:.3g}."
+            )
+        return *solved, used
 
     def forward(self, features):
         """Score features of shape (n_samples, D)."""
-        return torch.cat(
-            [
-                self._combine(
-                    whiten(d, self.factors).square().sum(2),
-                    self.half_log_dets,
-                    self.log_weights,
-                    d.shape[2],
-                )
-                for (d,) in self._blocks(features)
-            ]
-        )
+        scores = self.means.new_empty(len(features))
+        n_rows = self._block_rows()
+        # Written in place: small results that are kept between large ones leave holes in memory.
+        for part, block in zip(scores.split(n_rows), features.split(n_rows), strict=True):
+            part.copy_(self._combine(self._joint(block)))
+        return scores
+
+    def _block_rows(self):
+        """Return how many rows to score at once."""
+        n_classes, n_features = self.means.shape
+        # In float64: the features and what becomes of them, distances, and a slice of all classes.
+        row_bytes = 8 * (5 * n_features + (SLICE_COLUMNS + 6) * n_classes)
+        block_bytes = min(BLOCK_BYTES, get_config()["working_memory"] * 2**20)
+        return max(1, int(block_bytes // row_bytes))
+
+    def _joint(self, features, left_out=None):
+        """Return the logarithms of weight times density but for a constant, (n_samples, K).
+
+        With criterion="mahalanobis" minus half the squared distances. Only what matters to the
+        score is exact; the classes `left_out` (n_samples,) do not.
+        """
+        scales = self._scales(self.log_weights, self.half_log_dets)
+        rows = features.double()
+        if self.rotation is not None:
+            rows = (rows - self.center) @ self.rotation
+        if self.covariance_type == "full":
+            margin = MARGIN if self.criterion == "log_likelihood" else 0.0
+            return log_joint(rows, self.factors, scales, margin, left_out)
+        if self.covariance_type == "tied":
+            return scales - squared_distances(rows, self.rotated_means) / 2
+        if self.covariance_type == "spherical":
+            distances = squared_distances(rows, self.means) * self.factors[:, 0].square()
+            return scales - distances / 2
+        n_rows = max(1, DIAG_BLOCK_BYTES // (8 * self.means.numel()))
+        distances = rows.new_empty(len(rows), len(self.means))
+        for part, block in zip(distances.split(n_rows), rows.split(n_rows), strict=True):
+            part.copy_(squared_norms((block[:, None] - self.means).mul_(self.factors)))
+        return scales - distances / 2
+
+    def _scales(self, log_weights, half_log_dets):
+        """Return the logarithm of weight times density at the mean; for the distance 0."""
+        if self.criterion == "log_likelihood":
+            return log_weights - half_log_dets
+        # A class without rows is at no distance.
+        return torch.where(log_weights.isinf(), log_weights, 0.0)
+
+    def _combine(self, joint):
+        """Turn `_joint` into scores."""
+        n_features = self.means.shape[1]
+        if self.criterion == "mahalanobis":
+            scores = 2 * joint.amax(1) / n_features
+        else:
+            scores = torch.logsumexp(joint, 1) - n_features / 2 * math.log(2 * math.pi)
+        # Minus infinity where a squared distance overflows, or where no class is left.
+        return clip_to(scores, torch.float64)
 
     def leave_one_out(self, inputs, codes, positions):
         """Score training rows under the Gaussians refitted without each; the ridge is kept.
@@ -131,82 +208,69 @@ class GMMScorer(LearningScorer):
         M - n/(n-1) δδᵀ: a rank-1 change of A = M/(m-1) + ridge, m the rows of the covariance, so
         the matrix determinant lemma and the Sherman-Morrison formula give the rest.
         """
+        scores = self.means.new_empty(len(codes))
+        leave_out = self._leave_out_tied if self.covariance_type == "tied" else self._leave_out
         # Rows of one class next to each other, so that a block holds few classes.
-        order = torch.argsort(codes, stable=True)
-        blocks = self._blocks(inputs[0][order], codes[order])
-        scores = torch.cat([self._leave_out(*block) for block in blocks])
-        return torch.empty_like(scores).scatter_(0, order, scores)
+        for block in torch.argsort(codes, stable=True).split(self._block_rows()):
+            scores[block] = leave_out(inputs[0][block], codes[block])
+        return scores
 
-    def _leave_out(self, differences, codes):
-        n_rows, n_features = self.moments.counts.sum(), differences.shape[2]
-        at = torch.arange(len(codes), device=codes.device)
-        counts = self.moments.counts[codes]
-        alone = counts == 1
-        grow = torch.where(alone, 1.0, counts / (counts - 1))
-        if self.covariance_type == "tied":
-            divisor = (n_rows - 1).reshape(1)
-            change = torch.where(alone, 0.0, grow / divisor)
-            factors, half_log_det = self._loo_factors(divisor)
-            white = whiten(differences, factors)
-            own = white[at, codes]
-            own_distance = own.square().sum(1)
-            room = self._room(1 - change * own_distance)
-            cross = torch.einsum("nkd,nd->nk", white, own)
-            # The own mean moves too, by the same factor in both places of the product.
-            distances = white.square().sum(2) + (change / room)[:, None] * cross.square()
-            distances[at, codes] *= grow.square()
-            half_log_dets = (half_log_det + room.log() / 2)[:, None].expand_as(distances)
+    def _leave_out(self, features, codes):
+        """Score rows where only their own class changes with them."""
+        counts, n_rows = self.moments.counts[codes], self.moments.counts.sum()
+        grow = torch.where(counts == 1, 1.0, counts / (counts - 1))
+        change = grow / (counts - 1).clamp(min=1)
+        delta = features.double() - self.means[codes]
+        factors, half_log_dets = self.left_out
+        if self.covariance_type == "full":
+            distances = torch.empty_like(counts)
+            for k in torch.unique(codes).tolist():
+                own = codes == k
+                distances[own] = squared_norms(delta[own] @ factors[k])
+            room = self._room(1 - change * distances)
+            distances = distances / room
+            half_log_dets = half_log_dets[codes] + room.log() / 2
         else:
-            # Only the own class changes.
-            distances = whiten(differences, self.factors).square().sum(2)
-            half_log_dets = self.half_log_dets.expand_as(distances).clone()
-            divisors = (self.moments.counts - 1).clamp(min=1)
-            change = grow / divisors[codes]
-            delta = differences[at, codes]
-            factors, half_log_det = self._loo_factors(divisors)
-            if self.moments.shape == "full":
-                # Rows of one class share a factor: no gathering of (n, D, D).
-                own_distance = torch.empty_like(counts)
-                for k in torch.unique(codes).tolist():
-                    rows = codes == k
-                    own_distance[rows] = (delta[rows] @ factors[k]).square().sum(1)
-                room = self._room(1 - change * own_distance)
-                own_distance = own_distance / room
-                own_half = half_log_det[codes] + room.log() / 2
-            else:
-                loss = change[:, None] * delta.square()
-                if self.covariance_type == "spherical":
-                    loss = loss.mean(1, keepdim=True).expand_as(loss)
-                variances = factors[codes].square().reciprocal()
-                variances = variances * self._room(1 - loss / variances)
-                own_distance = (delta.square() / variances).sum(1)
-                own_half = variances.log().sum(1) / 2
-            distances[at, codes] = grow.square() * own_distance
-            half_log_dets[at, codes] = own_half
-        n_left = self.moments.counts.expand_as(distances).clone()
+            losses = change[:, None] * delta.square()
+            if self.covariance_type == "spherical":
+                losses = losses.mean(1, keepdim=True)
+            variances = torch.stack(factors)[codes].square().reciprocal()
+            variances = variances * self._room(1 - losses / variances)
+            distances = (delta.square() / variances).sum(1)
+            half_log_dets = variances.log().sum(1) / 2
+        scales = self._scales(((counts - 1) / (n_rows - 1)).log(), half_log_dets)
+        own = scales - grow.square() * distances / 2
+        others = self._joint(features, codes) + self._scales((n_rows / (n_rows - 1)).log(), 0.0)
+        return self._combine(others.scatter(1, codes[:, None], own[:, None]))
+
+    def _leave_out_tied(self, features, codes):
+        """Score rows where all classes share what changes."""
+        counts, n_rows = self.moments.counts, self.moments.counts.sum()
+        at = torch.arange(len(codes), device=codes.device)
+        alone = counts[codes] == 1
+        grow = torch.where(alone, 1.0, counts[codes] / (counts[codes] - 1))
+        change = torch.where(alone, 0.0, grow / (n_rows - 1))
+        (factor,), half_log_det = self.left_out
+        white = (features.double() - self.center) @ factor
+        means = (self.means - self.center) @ factor
+        delta = white - means[codes]
+        room = self._room(1 - change * squared_norms(delta))
+        # delta @ (white - mean) for all means, without their differences.
+        cross = delta @ means.T
+        cross = squared_norms(delta)[:, None] + cross[at, codes][:, None] - cross
+        distances = squared_distances(white, means) + (change / room)[:, None] * cross.square()
+        # The own mean moves too, by the same factor in both places of the product.
+        distances[at, codes] *= grow.square()
+        n_left = counts.repeat(len(codes), 1)
         n_left[at, codes] -= 1
-        log_weights = (n_left / (n_rows - 1)).log()
-        gone = n_left == 0
-        distances = distances.masked_fill(gone, torch.inf)
-        half_log_dets = half_log_dets.masked_fill(gone, 0.0)
-        return self._combine(distances, half_log_dets, log_weights, n_features)
+        half_log_dets = half_log_det + room.log()[:, None] / 2
+        scales = self._scales((n_left / (n_rows - 1)).log(), half_log_dets)
+        return self._combine(scales - distances / 2)
 
     @staticmethod
     def _room(room):
         """Keep what is left of a variance positive: with no ridge a class may lose a dimension."""
         return room.clamp(min=1e-12)
-
-    def _loo_factors(self, divisors):
-        """Return factors for covariances with one row less, made once for all batches."""
-        if self._loo is None:
-            factors, half_log_dets = self._factor(divisors)
-            lost = torch.isnan(half_log_dets)
-            lost_factors = lost.view(-1, *[1] * (factors.ndim - 1))
-            self._loo = (
-                torch.where(lost_factors, self.factors, factors),
-                torch.where(lost, self.half_log_dets, half_log_dets),
-            )
-        return self._loo
 
 
 class GMMDetector(BaseDetector):
@@ -248,8 +312,9 @@ class GMMDetector(BaseDetector):
     offset_ : float
         The threshold on the scores.
     scorer_ : nn.Module
-        Maps features to scores; its buffers ``means`` (n_classes, n_features), ``factors``,
-        ``half_log_dets`` and ``log_weights`` hold the Gaussians in float64.
+        Maps features to scores; its buffers ``means`` (n_classes, n_features), ``half_log_dets``
+        and ``log_weights`` hold the Gaussians in float64, and with ``rotation`` and ``factors``
+        rows are whitened.
     known_classes_ : array of shape (n_classes,)
         The in-distribution labels, where y was given.
     model_ : object
@@ -269,6 +334,10 @@ class GMMDetector(BaseDetector):
     each training row is scored without itself, exactly but for the ridge of "auto", which is kept:
     a full covariance remembers its rows so well that a threshold on the plain scores called
     60-100 % of fresh digits out-of-distribution.
+
+    Full covariances are compared in coordinates where their mean is the identity. There float32
+    features are scored in float32, up to 1e-5 of the score (or of the number of features, where
+    that is larger), unless the classes differ too much in shape: then in float64, as is all else.
 
     References
     ----------
