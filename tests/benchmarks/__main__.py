@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 
 from tests.benchmarks import cases, scaling
-from tests.benchmarks.harness import Pair, Setting, describe, measure, n_threads
+from tests.benchmarks.harness import Setting, cpu_seconds, describe, measure, n_threads
 
 
 def make_parser():
@@ -25,7 +25,7 @@ def make_parser():
                         help=", ".join(names))  # fmt: skip
     parser.add_argument("--device", default="cpu", help="such as cpu or cuda")
     parser.add_argument("--quick", action="store_true", help="smaller sizes and three pairs")
-    parser.add_argument("--threads", type=int, default=2, help="for the wall ratios; 1: none")
+    parser.add_argument("--threads", type=int, help="of the wall ratios, 1: none (2; 1 if quick)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
     parser.add_argument("--plot", type=Path, metavar="FILE",
                         help="draw time against n, D, C, bank size and k")  # fmt: skip
@@ -41,7 +41,9 @@ def line(result):
     """Format one row of the table."""
     target = "" if result["target"] is None else f"≤ {number(result['target'])}"
     verdict = {True: "ok", False: "MISSED", None: ""}[result.get("reached")]
-    around = "" if result["q1"] == result["q3"] else f"{number(result['q1'])}–{number(result['q3'])}"
+    around = (
+        "" if result["q1"] == result["q3"] else f"{number(result['q1'])}–{number(result['q3'])}"
+    )
     seconds = [number(result[s]) for s in ("seconds", "yardstick_seconds") if s in result]
     wall = number(result["wall"]["value"]) if "wall" in result else ""
     value = f"{number(result['value'])} {result['unit']}".strip()
@@ -53,16 +55,19 @@ def line(result):
 
 def run(options):
     """Measure and print; return what goes into the JSON."""
-    setting = Setting(options.device, options.quick, options.threads)
+    threads = options.threads or (1 if options.quick else 2)
+    setting = Setting(options.device, options.quick, threads)
     report = describe(setting)
-    print("  ".join(f"{k} {v}" for part in ("machine", "versions") for k, v in report[part].items()))
+    print(
+        "  ".join(f"{k} {v}" for part in ("machine", "versions") for k, v in report[part].items())
+    )
     print(f"{'':38} {'median':>10} {'quartiles':>13} {'target':>8} {'':6} "
           f"{'seconds':>17} {'wall':>9}")  # fmt: skip
     report["results"] = []
     for name in options.cases:
         if options.device != "cpu" and name in cases.CPU_ONLY:
             continue
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), cpu_seconds()
         case = cases.CASES[name]
         print(f"{name}: {case.__doc__.splitlines()[0]}")
         for item in case(setting):
@@ -71,7 +76,7 @@ def run(options):
             print(line(result), flush=True)
             # What an item holds goes before the case prepares the next.
             del item
-        print(f"  ({time.perf_counter() - start:.0f} s)")
+        print(f"  ({time.perf_counter() - start:.0f} s, {cpu_seconds() - cpu:.0f} s of processor)")
     if options.plot:
         report["scaling"] = scaling.sweep(options.device, options.quick)
         scaling.plot(report["scaling"], options.plot)

@@ -1,14 +1,17 @@
 """Timing functions in turn, and measuring memory."""
 
 import contextlib
+import ctypes
 import gc
 import importlib.metadata
+import multiprocessing
 import os
 import platform
 import resource
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -30,6 +33,10 @@ while not select.select([sys.stdin], [], [], 1e-3)[0]:
     peak = max(peak, anonymous())
 print(max(peak, anonymous()) - start)
 """
+
+
+# From malloc.h.
+M_MMAP_THRESHOLD = -3
 
 
 @dataclass
@@ -58,7 +65,7 @@ class Setting:
 
     device: str = "cpu"
     quick: bool = False
-    threads: int = 2
+    threads: int = 2  # of the wall ratios; 1: none
 
     @property
     def pairs(self):
@@ -131,40 +138,56 @@ def measure(item, setting):
     else:
         item.ours()
         item.yardstick()
-        result.update(in_turn(item, setting.pairs, setting.device))
+        # Three pairs where they give but an impression: no target, or wall time on shared cores.
+        n_pairs = 3 if item.target is None else setting.pairs
+        result.update(in_turn(item, n_pairs, setting.device))
         if setting.threads > 1 and setting.device == "cpu":
             with n_threads(setting.threads):
-                # A third of the pairs: wall time on shared cores is but an impression.
-                wall = in_turn(item, max(3, setting.pairs // 3), "cpu", time.perf_counter)
-            result["wall"] = wall
+                result["wall"] = in_turn(item, 3, "cpu", time.perf_counter)
     if item.target is not None:
-        result["reached"] = result["value"] <= item.target
+        result["reached"] = abs(result["value"]) <= item.target
     return result
 
 
 def peak_mib(function, device="cpu"):
     """Return by how many MiB memory grows at most while a function runs, its result included."""
-    function()
-    gc.collect()
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         function()
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    with contextlib.suppress(OSError, AttributeError):
-        # What the allocator keeps of freed blocks would hide their use again.
-        import ctypes
+    gc.collect()
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=send_peak, args=(function, sender))
+    child.start()
+    # Where the child fails, reading ends with an error.
+    sender.close()
+    grown = receiver.recv()
+    child.join()
+    return grown / 2**10
 
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+def send_peak(function, sender):
+    """Run a function and send by how many KiB the memory of this process, a copy, grew."""
+    # Else what earlier calls have freed is used again unseen: what is large comes from the system
+    # and goes back at once, and a new thread has a heap of its own for the rest.
+    ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 2**16)
+    thread = threading.Thread(target=lambda: sender.send(grown_kib(function)))
+    thread.start()
+    thread.join()
+
+
+def grown_kib(function):
+    """Run a function on one thread and return by how many KiB memory grew at most."""
     command = [sys.executable, "-IS", "-c", SAMPLER, str(os.getpid())]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as sampler:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with n_threads(1), subprocess.Popen(command, text=True, **pipes) as sampler:
         sampler.stdout.readline()
         result = function()
         grown, _ = sampler.communicate()
         del result
-    return int(grown) / 2**10
+    return int(grown)
 
 
 def machine():

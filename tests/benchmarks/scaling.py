@@ -3,6 +3,8 @@
 import statistics
 from functools import partial
 
+from torch import nn
+
 from skood import ASHDetector, GMMDetector, GradNormDetector, NACDetector
 from tests.benchmarks.cases import BankOnly, classes
 from tests.benchmarks.harness import seconds
@@ -34,8 +36,6 @@ LABELS = {
 
 def score_times(names, n, D, C, bank, k, device):
     """Return the median of three times of scoring, for each detector."""
-    from torch import nn
-
     X, _ = classes(n, D, seed=2, device=device)
     train, y = classes(bank, D, C, device=device)
     X, train, head = X.relu_(), train.relu_(), nn.Linear(D, C).to(device)
