@@ -10,6 +10,9 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from sklearn.datasets import load_iris  # noqa: E402
 
+# Run by `python -m tests.benchmarks`.
+collect_ignore = ["benchmarks"]
+
 
 def pytest_collection_modifyitems(items):
     """Skip tests marked cuda where there is no GPU."""

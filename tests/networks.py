@@ -140,6 +140,16 @@ class ResNet(nn.Module):
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
+class ResNet18(ResNet):
+    """ResNet-18 for (n, 3, 64, 64): 11 M parameters, a stem that shrinks images by 4."""
+
+    def __init__(self, classes=10):
+        super().__init__(classes, width=64, blocks=2)
+        self.input_shape = (3, 64, 64)
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.relu = nn.Sequential(nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, padding=1))
+
+
 class EncoderLayer(nn.Module):
     """Trap: nn.MultiheadAttention, a tuple as output, weights that no simple rule fits."""
 
