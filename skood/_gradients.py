@@ -1,6 +1,5 @@
 """L1 norms of per-sample gradients with respect to a network's parameters."""
 
-import contextlib
 import threading
 from collections import Counter
 from functools import partial
@@ -16,6 +15,8 @@ from skood.functional import at_least_float32, clip_to, l1_norm
 
 # So much of one layer's per-sample gradients is alive at once by rule: 512 KiB stay in cache.
 BLOCK_ELEMENTS = 2**17
+# From here on a convolution makes them faster than a product with windows.
+FEW_POSITIONS = 64
 # What a pass by rule keeps for its way back, and what vmap makes of gradients.
 MICRO_BATCH_BYTES = 128 * 2**20
 VMAP_ROWS = 32
@@ -42,19 +43,31 @@ def linear_weight(layer, n, x, grad):
 
 
 def conv_weight(layer, n, x, grad):
-    """Σ|Σ_t g_t x_tᵀ| over windows t, by a convolution in which each sample is a group."""
-    of_weight = getattr(nn.grad, f"conv{x.ndim - 2}d_weight")
+    """Σ|Σ_t g_t x_tᵀ| over windows t."""
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-
-    def gradients(x, g):
-        m = len(x)
-        x = F.pad(at_least_float32(x), layer._reversed_padding_repeated_twice, mode)
-        shape = (m * layer.out_channels, *layer.weight.shape[1:])
-        x, g = x.flatten(0, 1)[None], g.flatten(0, 1)[None]
-        weight = of_weight(x, shape, g, layer.stride, 0, layer.dilation, m * layer.groups)
-        return weight.unflatten(0, (m, -1))
-
+    x = F.pad(at_least_float32(x), layer._reversed_padding_repeated_twice, mode)
+    few = layer.groups == 1 and grad[0, 0].numel() <= FEW_POSITIONS
+    gradients = partial(by_windows if few else by_convolution, layer)
     return norm_in_blocks(gradients, layer.weight.numel(), x, grad)
+
+
+def by_windows(layer, x, grad):
+    """Gradients of a convolution's weight, as of a linear layer on windows."""
+    axes = zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)
+    for axis, (size, step, gap) in enumerate(axes, start=2):
+        x = x.unfold(axis, gap * (size - 1) + 1, step)[..., ::gap]
+    windows = x.movedim(1, axis).reshape(len(x), grad[0, 0].numel(), -1)
+    return grad.flatten(2) @ windows
+
+
+def by_convolution(layer, x, grad):
+    """Gradients of a convolution's weight, by a convolution with the samples as groups."""
+    n = len(x)
+    of_weight = getattr(nn.grad, f"conv{x.ndim - 2}d_weight")
+    shape = (n * layer.out_channels, *layer.weight.shape[1:])
+    x, grad = x.flatten(0, 1)[None], grad.flatten(0, 1)[None]
+    weight = of_weight(x, shape, grad, layer.stride, 0, layer.dilation, n * layer.groups)
+    return weight.unflatten(0, (n, -1))
 
 
 def token_bias(layer, n, x, grad):
@@ -182,8 +195,8 @@ class NormsByRule(_Hooked):
         return norms
 
 
-class NormsByVmap(nn.Module):
-    """Inputs → L1 norms of each sample's gradients, sample by sample.
+class NormsBySample(nn.Module):
+    """Inputs → L1 norms of each sample's gradients, by a backward pass for each.
 
     Parameters
     ----------
@@ -199,16 +212,16 @@ class NormsByVmap(nn.Module):
         # functional_call puts other parameters into the module while it runs.
         self._lock = threading.Lock()
 
-    def _sample_norms(self, chosen, x):
+    def _logits(self, chosen, x):
+        # Copies of all that a network may write to: its input and its buffers.
+        x = tree_map(torch.clone, x)
+        buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
+        return torch.func.functional_call(self.network, {**buffers, **chosen}, (x,))
+
+    def _norms(self, chosen, x):
         """Return a dict of norms for one sample."""
-
-        def logits_of(chosen):
-            # Copies of all that a network may write to: its input and its buffers.
-            batch = tree_map(lambda part: part.unsqueeze(0).clone(), x)
-            buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
-            return torch.func.functional_call(self.network, {**buffers, **chosen}, (batch,))
-
-        logits, pull_back = torch.func.vjp(logits_of, chosen)
+        batch = tree_map(lambda part: part.unsqueeze(0), x)
+        logits, pull_back = torch.func.vjp(lambda chosen: self._logits(chosen, batch), chosen)
         (grads,) = pull_back(self.logits_grad(logits).to(logits.dtype))
         return {name: grad.abs().sum(dtype=torch.float64) for name, grad in grads.items()}
 
@@ -216,7 +229,7 @@ class NormsByVmap(nn.Module):
         """Return a dict of norms with respect to the named parameters."""
         chosen = {name: p for name, p in self.network.named_parameters() if name in names}
         row_bytes = sum(p.numel() * p.element_size() for p in chosen.values())
-        norms_of = partial(self._sample_norms, chosen)
+        norms_of = partial(self._norms, chosen)
         rows = max(1, min(VMAP_ROWS, MICRO_BATCH_BYTES // row_bytes))
         with self._lock:
             try:
@@ -228,13 +241,34 @@ class NormsByVmap(nn.Module):
                 norms = [norms_of(sample) for sample in samples]
                 return {name: torch.stack([norm[name] for norm in norms]) for name in chosen}
 
+    def of_few(self, x, names):
+        """Return the same of few samples, which go forward together as in `NormsByRule`.
+
+        So both see the same values: an activation near 0 that gets another sign by another
+        algorithm, as in vmap, changes float32 gradients behind a ReLU by up to 3e-3.
+        """
+        parameters = self.network.named_parameters()
+        chosen = {name: p.detach().requires_grad_() for name, p in parameters if name in names}
+        with self._lock, torch.enable_grad():
+            logits = self._logits(chosen, x)
+        grad = self.logits_grad(logits.detach()).to(logits.dtype)
+        norms = {name: grad.new_zeros(len(grad), dtype=torch.float64) for name in chosen}
+        for i, one in enumerate(torch.eye(len(grad), dtype=grad.dtype, device=grad.device)):
+            grads = torch.autograd.grad(
+                logits, chosen.values(), grad * one[:, None], retain_graph=True, allow_unused=True
+            )
+            for name, grad_of in zip(chosen, grads, strict=True):
+                if grad_of is not None:
+                    norms[name][i] = grad_of.abs().sum(dtype=torch.float64)
+        return norms
+
 
 class PerSampleGradientNorm(nn.Module):
     """Inputs → L1 norm of each sample's gradient with respect to chosen parameters.
 
-    A parameter goes by rule if that gives what vmap gives on two rows of the first batch; it does
-    not where weights are used twice or outside of their layer. The others go by vmap, and so do
-    all in a batch that takes another way through the network than those two rows.
+    A parameter goes by rule if that gives what autograd gives on two rows of the first batch; it
+    does not where a weight is used twice or outside of its layer. The others go sample by sample,
+    and so do all in a batch that takes another way through the network than those two rows.
 
     Parameters
     ----------
@@ -258,9 +292,9 @@ class PerSampleGradientNorm(nn.Module):
 
         self.names, self.temperature = names, temperature
         self.by_rule = NormsByRule(private_copy(network), names, scaled_grad)
-        self.by_vmap = NormsByVmap(private_copy(network), scaled_grad)
+        self.by_sample = NormsBySample(private_copy(network), scaled_grad)
         self._lock = threading.Lock()
-        self._reached = None
+        self._reached = None if self.by_rule.names else set()
 
     def _compare(self, x):
         """Settle what goes by rule, and the rows of a micro-batch."""
@@ -274,11 +308,14 @@ class PerSampleGradientNorm(nn.Module):
                 kept[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        expected, found = self.by_vmap(x, self.names), {}
-        with contextlib.suppress(RuntimeError):
+        try:
+            expected = self.by_sample.of_few(x, self.by_rule.names)
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 found = self.by_rule(x)
-        self._micro_batch = max(1, 2 * MICRO_BATCH_BYTES // max(1, sum(kept.values())))
+        except RuntimeError:
+            self.by_rule.names = self._reached = set()
+            return
+        self._micro_batch = 2 * max(1, MICRO_BATCH_BYTES // max(1, sum(kept.values())))
         eps = torch.finfo(next(iter(weights.values())).dtype).eps
         noise = eps * sum(expected.values())
         self.by_rule.names = {
@@ -314,5 +351,5 @@ class PerSampleGradientNorm(nn.Module):
         rest = self.names if norm is None else self.names - self.by_rule.names
         norms = [] if norm is None else [norm]
         if rest:
-            norms.extend(self.by_vmap(x, rest).values())
+            norms.extend(self.by_sample(x, rest).values())
         return clip_to(sum(norms) / self.temperature, torch.float64)
