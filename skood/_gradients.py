@@ -1,21 +1,274 @@
-"""Norms of per-sample gradients with respect to a network's parameters."""
+"""L1 norms of per-sample gradients with respect to a network's parameters."""
 
 import threading
+from collections import Counter
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import nn
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from skood._layers import _Hooked, first_argument
 from skood._modules import private_copy
-from skood.functional import clip_to
+from skood.functional import at_least_float32, clip_to, l1_norm
 
-# Per-sample gradients of a micro-batch are alive at once.
+# So much of one layer's per-sample gradients is alive at once by rule: 512 KiB stay in cache.
+BLOCK_ELEMENTS = 2**17
+# From here on a convolution makes them faster than a product with windows.
+FEW_POSITIONS = 64
+# What a pass by rule keeps for its way back, and what vmap makes of gradients.
 MICRO_BATCH_BYTES = 128 * 2**20
-MICRO_BATCH_ROWS = 32
+VMAP_ROWS = 32
+
+
+# A rule maps a layer, the number of samples n, what entered it and the gradient of what left it to
+# the norms of the gradients of one parameter. Tensors hold n rows, or n times as many in order.
+
+
+def norm_in_blocks(gradients, size, *tensors):
+    """Norms of matrices of a size, which a function makes of rows of tensors."""
+    blocks = zip(*(t.split(max(1, BLOCK_ELEMENTS // size)) for t in tensors), strict=True)
+    # Sums of rows in their own dtype: all in float64 take five times as long.
+    return torch.cat([l1_norm(gradients(*block).abs_().flatten(2).sum(2)) for block in blocks])
+
+
+def linear_weight(layer, n, x, grad):
+    """Σ|Σ_t g_t x_tᵀ| over tokens t; for one token ‖g‖₁ ‖x‖₁."""
+    x = at_least_float32(x).reshape(n, -1, layer.in_features)
+    grad = grad.reshape(n, -1, layer.out_features)
+    if x.shape[1] == 1:
+        return l1_norm(x[:, 0]) * l1_norm(grad[:, 0])
+    return norm_in_blocks(lambda x, g: g.mT @ x, layer.weight.numel(), x, grad)
+
+
+def conv_weight(layer, n, x, grad):
+    """Σ|Σ_t g_t x_tᵀ| over windows t."""
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    x = F.pad(at_least_float32(x), layer._reversed_padding_repeated_twice, mode)
+    few = layer.groups == 1 and grad[0, 0].numel() <= FEW_POSITIONS
+    gradients = partial(by_windows if few else by_convolution, layer)
+    return norm_in_blocks(gradients, layer.weight.numel(), x, grad)
+
+
+def by_windows(layer, x, grad):
+    """Gradients of a convolution's weight, as of a linear layer on windows."""
+    axes = zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)
+    for axis, (size, step, gap) in enumerate(axes, start=2):
+        x = x.unfold(axis, gap * (size - 1) + 1, step)[..., ::gap]
+    windows = x.movedim(1, axis).reshape(len(x), grad[0, 0].numel(), -1)
+    return grad.flatten(2) @ windows
+
+
+def by_convolution(layer, x, grad):
+    """Gradients of a convolution's weight, by a convolution with the samples as groups."""
+    n = len(x)
+    of_weight = getattr(nn.grad, f"conv{x.ndim - 2}d_weight")
+    shape = (n * layer.out_channels, *layer.weight.shape[1:])
+    x, grad = x.flatten(0, 1)[None], grad.flatten(0, 1)[None]
+    weight = of_weight(x, shape, grad, layer.stride, 0, layer.dilation, n * layer.groups)
+    return weight.unflatten(0, (n, -1))
+
+
+def token_bias(layer, n, x, grad):
+    """Σ|Σ_t g_t|, features last."""
+    return l1_norm(grad.reshape(n, -1, layer.bias.numel()).sum(1))
+
+
+def channel_bias(layer, n, x, grad):
+    """Σ|Σ_t g_t|, channels first."""
+    return l1_norm(grad.reshape(n, layer.bias.numel(), -1).sum(2))
+
+
+def batch_norm_weight(layer, n, x, grad):
+    """Σ|Σ_t g_t x̂_t|, with x̂ what the weight multiplies."""
+    x = F.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps)
+    return l1_norm((x * grad).reshape(n, layer.num_features, -1).sum(2))
+
+
+def group_norm_weight(layer, n, x, grad):
+    """As for BatchNorm."""
+    x = F.group_norm(x, layer.num_groups, eps=layer.eps)
+    return l1_norm((x * grad).reshape(n, layer.num_channels, -1).sum(2))
+
+
+def layer_norm_weight(layer, n, x, grad):
+    """As for BatchNorm."""
+    x = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
+    return l1_norm((x * grad).reshape(n, -1, layer.weight.numel()).sum(1))
+
+
+def embedding_weight(layer, n, ids, grad):
+    """Σ_v |Σ_t g_t| over the tokens t with id v; each of them adds its share of its v."""
+    ids, grad = ids.reshape(n, -1), grad.reshape(n, -1, layer.embedding_dim)
+    same = (ids[:, :, None] == ids[:, None, :]).to(grad.dtype)
+    share = (same @ grad).abs_().sum(2) / same.sum(2)
+    return l1_norm(share if layer.padding_idx is None else share * (ids != layer.padding_idx))
+
+
+RULES = {
+    nn.Linear: {"weight": linear_weight, "bias": token_bias},
+    nn.LayerNorm: {"weight": layer_norm_weight, "bias": token_bias},
+    nn.GroupNorm: {"weight": group_norm_weight, "bias": channel_bias},
+    nn.Embedding: {"weight": embedding_weight},
+    **dict.fromkeys(
+        (nn.Conv1d, nn.Conv2d, nn.Conv3d), {"weight": conv_weight, "bias": channel_bias}
+    ),
+    **dict.fromkeys(
+        (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+        {"weight": batch_norm_weight, "bias": channel_bias},
+    ),
+}
+
+
+class _Tap(torch.autograd.Function):
+    """Pass on a layer's output, and hand its gradient and the layer's input to a function.
+
+    Both are those at the time of the call, whatever in-place operations follow: the gradient is
+    taken at this node of the graph, and autograd refuses a saved input that was written to.
+    """
+
+    @staticmethod
+    def forward(ctx, output, x, anchor, receive):
+        # The anchor needs a gradient, so that this node is in the graph, frozen as the weights are.
+        ctx.mark_dirty(output)
+        ctx.save_for_backward(x)
+        ctx.receive = receive
+        return output
+
+    @staticmethod
+    def backward(ctx, grad):
+        ctx.receive(*ctx.saved_tensors, at_least_float32(grad))
+        return grad, None, None, None
+
+
+class NormsByRule(_Hooked):
+    """Inputs → L1 norms of each sample's gradients, by one forward and one backward pass.
+
+    Parameters
+    ----------
+    network : nn.Module
+        A private copy, for this alone.
+    names : iterable of str
+        The parameters. `names` holds those of them that have a rule and one owner.
+    logits_grad : callable
+        Maps logits to the gradient of the loss with respect to them.
+    """
+
+    def __init__(self, network, names, logits_grad):
+        super().__init__(network)
+        self.logits_grad = logits_grad
+        self.names = set()
+        owners = Counter(id(p) for part in network.modules() for p in part._parameters.values())
+        for path, layer in network.named_modules():
+            rules = {}
+            for key, rule in RULES.get(type(layer), {}).items():
+                name = f"{path}.{key}".removeprefix(".")
+                if name in names and owners[id(getattr(layer, key))] == 1:
+                    rules[name] = rule
+            if rules:
+                self.names.update(rules)
+                layer.register_forward_hook(partial(self._hook, rules), with_kwargs=True)
+
+    def _hook(self, rules, layer, args, kwargs, output):
+        chosen = rules.keys() & self.names
+        if not chosen:
+            return None
+        norms, n_samples = self._calls.seen, self._calls.n_samples
+
+        def receive(x, grad):
+            for name in chosen:
+                # The gradients of two calls would have to be summed before the norm.
+                again = name in norms
+                norms[name] = rules[name](layer, n_samples, x, grad) * (torch.nan if again else 1)
+
+        anchor = torch.empty(0, requires_grad=True)
+        return _Tap.apply(output, first_argument(args, kwargs), anchor, receive)
+
+    def forward(self, x):
+        """Return a dict of norms; without parameters that the logits do not depend on here."""
+        with torch.enable_grad(), self._recording() as norms:
+            self._calls.n_samples = len(tree_leaves(x)[0])
+            logits = self.network(x)
+            if logits.requires_grad:
+                logits.backward(self.logits_grad(logits.detach()).to(logits.dtype))
+        return norms
+
+
+class NormsBySample(nn.Module):
+    """Inputs → L1 norms of each sample's gradients, by a backward pass for each.
+
+    Parameters
+    ----------
+    network : nn.Module
+        A private copy, for this alone.
+    logits_grad : callable
+        Maps logits to the gradient of the loss with respect to them.
+    """
+
+    def __init__(self, network, logits_grad):
+        super().__init__()
+        self.network, self.logits_grad = network, logits_grad
+        # functional_call puts other parameters into the module while it runs.
+        self._lock = threading.Lock()
+
+    def _logits(self, chosen, x):
+        # Copies of all that a network may write to: its input and its buffers.
+        x = tree_map(torch.clone, x)
+        buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
+        return torch.func.functional_call(self.network, {**buffers, **chosen}, (x,))
+
+    def _norms(self, chosen, x):
+        """Return a dict of norms for one sample."""
+        batch = tree_map(lambda part: part.unsqueeze(0), x)
+        logits, pull_back = torch.func.vjp(lambda chosen: self._logits(chosen, batch), chosen)
+        (grads,) = pull_back(self.logits_grad(logits).to(logits.dtype))
+        return {name: grad.abs().sum(dtype=torch.float64) for name, grad in grads.items()}
+
+    def forward(self, x, names):
+        """Return a dict of norms with respect to the named parameters."""
+        chosen = {name: p for name, p in self.network.named_parameters() if name in names}
+        row_bytes = sum(p.numel() * p.element_size() for p in chosen.values())
+        norms_of = partial(self._norms, chosen)
+        rows = max(1, min(VMAP_ROWS, MICRO_BATCH_BYTES // row_bytes))
+        with self._lock:
+            try:
+                return torch.func.vmap(norms_of, chunk_size=rows)(x)
+            except RuntimeError:
+                # vmap follows no branch on data and no recurrent layer; one sample at a time does.
+                leaves, form = tree_flatten(x)
+                samples = (tree_unflatten(parts, form) for parts in zip(*leaves, strict=True))
+                norms = [norms_of(sample) for sample in samples]
+                return {name: torch.stack([norm[name] for norm in norms]) for name in chosen}
+
+    def of_few(self, x, names):
+        """Return the same of few samples, which go forward together as in `NormsByRule`.
+
+        So both see the same values: an activation near 0 that gets another sign by another
+        algorithm, as in vmap, changes float32 gradients behind a ReLU by up to 3e-3.
+        """
+        parameters = self.network.named_parameters()
+        chosen = {name: p.detach().requires_grad_() for name, p in parameters if name in names}
+        with self._lock, torch.enable_grad():
+            logits = self._logits(chosen, x)
+        grad = self.logits_grad(logits.detach()).to(logits.dtype)
+        norms = {name: grad.new_zeros(len(grad), dtype=torch.float64) for name in chosen}
+        for i, one in enumerate(torch.eye(len(grad), dtype=grad.dtype, device=grad.device)):
+            grads = torch.autograd.grad(
+                logits, chosen.values(), grad * one[:, None], retain_graph=True, allow_unused=True
+            )
+            for name, grad_of in zip(chosen, grads, strict=True):
+                if grad_of is not None:
+                    norms[name][i] = grad_of.abs().sum(dtype=torch.float64)
+        return norms
 
 
 class PerSampleGradientNorm(nn.Module):
     """Inputs → L1 norm of each sample's gradient with respect to chosen parameters.
+
+    A parameter goes by rule if that gives what autograd gives on two rows of the first batch; it
+    does not where a weight is used twice or outside of its layer. The others go sample by sample,
+    and so do all in a batch that takes another way through the network than those two rows.
 
     Parameters
     ----------
@@ -31,38 +284,72 @@ class PerSampleGradientNorm(nn.Module):
 
     def __init__(self, network, names, logits_grad, temperature):
         super().__init__()
-        self.network = private_copy(network)
-        self.logits_grad, self.temperature = logits_grad, temperature
-        self._chosen = {n: p for n, p in self.network.named_parameters() if n in names}
-        row_bytes = sum(p.numel() * p.element_size() for p in self._chosen.values())
-        # functional_call puts other parameters into the module while it runs.
+
+        def scaled_grad(logits):
+            # In closed form it stays exact where the loss itself rounds to 0 or infinity. Times
+            # the temperature it survives half precision.
+            return logits_grad(logits, temperature) * temperature
+
+        self.names, self.temperature = names, temperature
+        self.by_rule = NormsByRule(private_copy(network), names, scaled_grad)
+        self.by_sample = NormsBySample(private_copy(network), scaled_grad)
         self._lock = threading.Lock()
-        self._micro_batch = max(1, min(MICRO_BATCH_ROWS, MICRO_BATCH_BYTES // row_bytes))
+        self._reached = None if self.by_rule.names else set()
 
-    def _sample_norm(self, x):
-        """Return the norm for one sample."""
+    def _compare(self, x):
+        """Settle what goes by rule, and the rows of a micro-batch."""
+        x = tree_map(lambda part: part[[0, -1]], x)
+        weights = {p.untyped_storage().data_ptr(): p for p in self.by_rule.parameters()}
+        kept = {}
 
-        def logits_of(chosen):
-            # Copies of all that a network may write to: its input and its buffers.
-            batch = tree_map(lambda part: part.unsqueeze(0).clone(), x)
-            buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
-            return torch.func.functional_call(self.network, {**buffers, **chosen}, (batch,))
+        def keep(tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
 
-        logits, pull_back = torch.func.vjp(logits_of, self._chosen)
-        # The loss's gradient at the logits is in closed form, which stays exact where the loss
-        # itself rounds to 0 or infinity. Times the temperature it survives half precision.
-        grad = self.logits_grad(logits, self.temperature) * self.temperature
-        (grads,) = pull_back(grad.to(logits.dtype))
-        norm = sum(grad.abs().sum(dtype=torch.float64) for grad in grads.values())
-        return clip_to(norm / self.temperature, torch.float64)
+        try:
+            expected = self.by_sample.of_few(x, self.by_rule.names)
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                found = self.by_rule(x)
+        except RuntimeError:
+            self.by_rule.names = self._reached = set()
+            return
+        self._micro_batch = 2 * max(1, MICRO_BATCH_BYTES // max(1, sum(kept.values())))
+        eps = torch.finfo(next(iter(weights.values())).dtype).eps
+        noise = eps * sum(expected.values())
+        self.by_rule.names = {
+            name
+            for name in self.by_rule.names
+            for error in [(found.get(name, 0) - expected[name]).abs()]
+            if bool((error <= eps**0.5 * expected[name] + noise).all())
+        }
+        self._reached = self.by_rule.names & found.keys()
+
+    def _norm_by_rule(self, x):
+        """Return the norm over what goes by rule; None where the rules do not hold."""
+        leaves, form = tree_flatten(x)
+        total = []
+        for parts in zip(*(leaf.split(self._micro_batch) for leaf in leaves), strict=True):
+            try:
+                # A network may write to its input.
+                norms = self.by_rule(tree_unflatten([part.clone() for part in parts], form))
+            except RuntimeError:
+                return None
+            if norms.keys() != self._reached:
+                return None
+            total.append(sum(norms.values()))
+        total = torch.cat(total)
+        return total if bool(total.isfinite().all()) else None
 
     def forward(self, x):
         """Score inputs of shape (n_samples, ...)."""
         with self._lock:
-            try:
-                return torch.func.vmap(self._sample_norm, chunk_size=self._micro_batch)(x)
-            except RuntimeError:
-                # vmap follows no branch on data and no recurrent layer; one sample at a time does.
-                leaves, form = tree_flatten(x)
-                samples = (tree_unflatten(parts, form) for parts in zip(*leaves, strict=True))
-                return torch.stack([self._sample_norm(sample) for sample in samples])
+            if self._reached is None:
+                self._compare(x)
+        norm = self._norm_by_rule(x) if self._reached else None
+        rest = self.names if norm is None else self.names - self.by_rule.names
+        norms = [] if norm is None else [norm]
+        if rest:
+            norms.extend(self.by_sample(x, rest).values())
+        return clip_to(sum(norms) / self.temperature, torch.float64)

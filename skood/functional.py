@@ -7,6 +7,7 @@ __all__ = [
     "clip_to",
     "energy",
     "kl_to_uniform_grad",
+    "l1_norm",
     "max_logit",
     "msp",
     "pool",
@@ -150,6 +151,22 @@ def at_least_float32(tensor):
         float32 or float64.
     """
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def l1_norm(rows):
+    """Sum of absolute values of each row.
+
+    Parameters
+    ----------
+    rows : Tensor of shape (n_samples, D)
+        Numbers.
+
+    Returns
+    -------
+    norm : Tensor of shape (n_samples,), dtype float64
+        Zero for rows of zeros alone.
+    """
+    return rows.abs().sum(1, dtype=torch.float64)
 
 
 def clip_to(scores, dtype):

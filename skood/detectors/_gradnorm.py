@@ -8,7 +8,7 @@ from torch import nn
 from skood._compat import Interval, StrOptions
 from skood._gradients import PerSampleGradientNorm
 from skood.base import BaseDetector
-from skood.functional import clip_to, kl_to_uniform_grad
+from skood.functional import clip_to, kl_to_uniform_grad, l1_norm
 from skood.network import closest_names
 
 
@@ -50,11 +50,6 @@ def bce_to_uniform_grad(logits, temperature=1.0):
 
 
 LOSSES = {"kl": kl_to_uniform_grad, "bce": bce_to_uniform_grad}
-
-
-def l1_norm(x):
-    """Sum of absolute values of each row, in float64."""
-    return x.abs().sum(1, dtype=torch.float64)
 
 
 class GradNormHeadScorer(nn.Module):
