@@ -1,11 +1,17 @@
 """NNGuide's search against sorting all inner products."""
 
+import copy
+import pickle
+import sys
+
+import joblib
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import clone
 
 from skood import NNGuideDetector
 from skood.detectors._nnguide import TILE, mean_of_largest
@@ -133,6 +139,130 @@ def test_extreme_banks(rng, scale, sign):
     queries, bank = (unit(rng, n, 3, torch.float32).abs() for n in (4, 1500))
     found = mean_of_largest(queries, bank * sign * scale, 7)
     assert_allclose(found, sorted_mean(queries, bank * sign * scale, 7), rtol=1e-5)
+
+
+@pytest.fixture
+def faiss():
+    """Return faiss, or skip."""
+    return pytest.importorskip("faiss")
+
+
+@pytest.fixture
+def rows(rng):
+    """Return training rows of 3 classes, float32, with labels, and new rows."""
+    y = np.arange(300) % 3
+    X = (rng.normal(size=(300, 6)) + 3 * np.eye(3, 6)[y]).astype(np.float32)
+    return X, y, rng.normal(size=(40, 6)).astype(np.float32)
+
+
+def leave_one_out(monkeypatch, detector, *data):
+    """Return the scores that `fit` takes the threshold from."""
+    kept = []
+    threshold = NNGuideDetector._threshold
+
+    def keep(self, scores, dtype):
+        kept.append(scores.numpy())
+        return threshold(self, scores, dtype)
+
+    monkeypatch.setattr(NNGuideDetector, "_threshold", keep)
+    detector.fit(*data)
+    return kept[0]
+
+
+@pytest.mark.parametrize("k", [1, 7, 299, 300])
+@pytest.mark.parametrize("bank_size", [None, 100])
+@pytest.mark.parametrize("index", ["Flat", "IVF8,Flat"])
+@pytest.mark.filterwarnings("ignore:k=")
+def test_faiss_equals_the_exact_search(faiss, rows, k, bank_size, index, monkeypatch):
+    """All of 8 lists are looked into."""
+    X, y, X_new = rows
+    settings = {"k": k, "bank_size": bank_size, "random_state": 0}
+    exact, found = NNGuideDetector(**settings), NNGuideDetector(index=index, **settings)
+    expected = leave_one_out(monkeypatch, exact, X, y)
+    assert_allclose(leave_one_out(monkeypatch, found, X, y), expected, rtol=1e-4, atol=1e-4)
+    assert found.k_ == exact.k_
+    scores = found.score_samples(X_new)
+    assert scores.dtype == np.float32
+    assert_allclose(scores, exact.score_samples(X_new), rtol=1e-4, atol=1e-4)
+
+
+def test_faiss_takes_float64(faiss, rows):
+    X, y, X_new = (a.astype(np.float64) for a in rows)
+    exact, found = NNGuideDetector().fit(X, y), NNGuideDetector(index="Flat").fit(X, y)
+    scores = found.score_samples(X_new)
+    assert scores.dtype == np.float64
+    assert_allclose(scores, exact.score_samples(X_new), rtol=1e-5)
+
+
+@pytest.mark.parametrize("index", ["IVF16,Flat", "HNSW8", "RR6,Flat", "SQ8", "IVF4,PQ3x4"])
+def test_an_approximate_index_is_close_and_reproducible(faiss, rows, index):
+    X, y, X_new = rows
+    exact = NNGuideDetector().fit(X, y)
+    first, again = (NNGuideDetector(index=index).fit(X, y) for _ in range(2))
+    scores = first.score_samples(X_new)
+    assert np.corrcoef(scores, exact.score_samples(X_new))[0, 1] > 0.9
+    if index != "HNSW8":
+        # faiss builds these graphs from several threads.
+        assert_array_equal(again.score_samples(X_new), scores)
+        assert again.offset_ == first.offset_
+
+
+def test_the_mean_is_over_what_faiss_finds(faiss, rng):
+    from skood.detectors._nnguide import mean_of_found
+
+    class Index:
+        def search(self, queries, n):
+            found = np.array([[3, 1, 2], [5, -1, -1], [4, -1, -1], [-1, -1, -1], [1, 2, 3]])
+            products = np.where(found >= 0, [[9.0, 6.0, 3.0]], np.finfo(np.float32).min)
+            assert n == 3
+            return products.astype(np.float32), found
+
+    own = torch.tensor([3, -1, 4, 0, 7])
+    found = mean_of_found(torch.zeros(5, 2), Index(), 2, own)
+    assert_array_equal(found, [4.5, 9, 0, 0, 7.5])
+
+
+@pytest.mark.parametrize(
+    "travel",
+    [
+        lambda detector, path: pickle.loads(pickle.dumps(detector)),
+        lambda detector, path: copy.deepcopy(detector),
+        lambda detector, path: joblib.load(joblib.dump(detector, path)[0]),
+    ],
+    ids=["pickle", "deepcopy", "joblib"],
+)
+def test_a_faiss_index_travels(faiss, rows, travel, tmp_path):
+    X, y, X_new = rows
+    detector = NNGuideDetector(index="IVF4,Flat").fit(X, y)
+    scores = detector.score_samples(X_new)
+    loaded = travel(detector, tmp_path / "detector")
+    assert_array_equal(loaded.score_samples(X_new), scores)
+    assert_array_equal(loaded.predict(X), detector.predict(X))
+    fresh = clone(loaded)
+    assert fresh.index == "IVF4,Flat" and not hasattr(fresh, "scorer_")
+    assert_array_equal(fresh.fit(X, y).score_samples(X_new), scores)
+    assert set(dict(loaded.scorer_.named_buffers(recurse=False))) == {"index_bytes"}
+
+
+def test_setting_the_index_does_not_change_what_was_fitted(faiss, rows):
+    X, y, X_new = rows
+    detector = NNGuideDetector().fit(X, y)
+    scores = detector.score_samples(X_new)
+    detector.set_params(index="Flat")
+    assert_array_equal(pickle.loads(pickle.dumps(detector)).score_samples(X_new), scores)
+
+
+@pytest.mark.parametrize("index", ["Flatt", "IVF999,Flat", "PQ5"])
+def test_what_faiss_cannot_build(faiss, rows, index):
+    with pytest.raises(ValueError, match=f"faiss cannot build index='{index}' of 300 rows of 6"):
+        NNGuideDetector(index=index).fit(*rows[:2])
+
+
+def test_without_faiss(rows, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ImportError, match="pip install faiss-cpu"):
+        NNGuideDetector(index="Flat").fit(*rows[:2])
+    NNGuideDetector().fit(*rows[:2])
 
 
 def test_fits_are_alike_and_the_bank_is_not_in_the_order_of_classes(rng):
