@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 from sklearn.exceptions import UndefinedMetricWarning
-from sklearn.metrics import average_precision_score, det_curve, roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, det_curve
 from sklearn.utils import check_array, check_consistent_length
 
 from skood._compat import move_to_numpy
@@ -13,13 +13,16 @@ from skood._labels import is_ood
 
 
 def _evaluate(metric, y_true, y_score):
-    """Return metric(in-distribution mask, float64 scores); nan where one kind of row is missing."""
+    """Return metric(in-distribution mask, scores); nan where one kind of row is missing."""
     inside = ~is_ood(y_true)
     scores = move_to_numpy(y_score)
     if scores.ndim != 1:
         raise ValueError(f"y_score must have shape (n_samples,), got {scores.shape}.")
     check_consistent_length(inside, scores)
-    scores = check_array(scores, ensure_2d=False, dtype=np.float64, input_name="y_score")
+    # float32 sorts twice as fast as float64.
+    scores = check_array(
+        scores, ensure_2d=False, dtype=[np.float64, np.float32], input_name="y_score"
+    )
     n_inside = np.count_nonzero(inside)
     if n_inside in (0, len(inside)):
         warnings.warn(
@@ -33,6 +36,25 @@ def _evaluate(metric, y_true, y_score):
     # scikit-learn finds ties by differences, which overflow harmlessly between ±1.8e308.
     with np.errstate(over="ignore"):
         return float(metric(inside, scores))
+
+
+def _auroc(inside, scores):
+    """Count the pairs of rows of both kinds that are ranked correctly, ties half."""
+    # `compress` is 5 times as fast as indexing by a mask.
+    kinds = [scores.compress(inside), scores.compress(~inside)]
+    n_pairs = len(kinds[0]) * len(kinds[1])
+    few, many = (np.sort(kind) for kind in sorted(kinds, key=len))
+    doubled = 0
+    # The values among which a block of sorted queries falls stay in cache: .6 of the time.
+    for start in range(0, len(few), 4096):
+        queries = few[start : start + 4096]
+        low = int(np.searchsorted(many, queries[0]))
+        near = many[low : np.searchsorted(many, queries[-1], "right")]
+        doubled += 2 * low * len(queries)
+        for side in ("left", "right"):
+            doubled += int(np.searchsorted(near, queries, side).sum())
+    correct = doubled if len(kinds[0]) <= len(kinds[1]) else 2 * n_pairs - doubled
+    return correct / (2 * n_pairs)
 
 
 def auroc_score(y_true, y_score):
@@ -63,7 +85,7 @@ def auroc_score(y_true, y_score):
 
     See Also
     --------
-    sklearn.metrics.roc_auc_score : The function that computes the area.
+    sklearn.metrics.roc_auc_score : The same for binary labels, slower.
 
     References
     ----------
@@ -77,7 +99,7 @@ def auroc_score(y_true, y_score):
     >>> auroc_score(["cat", "dog", -1, -1], [0.9, 0.4, 0.5, 0.1])
     0.75
     """
-    return _evaluate(roc_auc_score, y_true, y_score)
+    return _evaluate(_auroc, y_true, y_score)
 
 
 def aupr_in_score(y_true, y_score):
@@ -220,7 +242,7 @@ def fpr_at_tpr_score(y_true, y_score, *, tpr=0.95, positive="in"):
 
     See Also
     --------
-    sklearn.metrics.roc_curve : The function that computes both rates.
+    sklearn.metrics.roc_curve : Both rates at all thresholds.
 
     References
     ----------
@@ -246,8 +268,13 @@ def fpr_at_tpr_score(y_true, y_score, *, tpr=0.95, positive="in"):
     def fpr_at_tpr(inside, scores):
         if positive == "out":
             inside, scores = ~inside, -scores
-        fprs, tprs, _ = roc_curve(inside, scores, drop_intermediate=False)
-        return fprs[np.searchsorted(tprs, tpr)]
+        positives, negatives = scores.compress(inside), scores.compress(~inside)
+        # The fewest positives whose share is tpr; the product may be rounded.
+        n_accepted = int(tpr * len(positives))
+        n_accepted += n_accepted / len(positives) < tpr
+        last = len(positives) - n_accepted
+        threshold = np.partition(positives, last)[last]
+        return np.count_nonzero(negatives >= threshold) / len(negatives)
 
     return _evaluate(fpr_at_tpr, y_true, y_score)
 

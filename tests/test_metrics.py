@@ -15,6 +15,7 @@ from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LinearRegression
+from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.model_selection import (
     GridSearchCV,
     StratifiedKFold,
@@ -138,6 +139,26 @@ def test_fpr_accepts_exactly_as_many_rows_as_needed(n):
     y_true, y_score = joined(np.arange(n), np.arange(n) - 0.5)
     for k in range(1, n + 1):
         assert fpr_at_tpr_score(y_true, y_score, tpr=k / n) == (k - 1) / n
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("decimals", [0, 2, 9])
+@pytest.mark.parametrize("share", [0.001, 0.4, 0.6, 0.999])
+def test_equals_scikit_learn_on_many_rows(rng, dtype, decimals, share):
+    """From all tied to none; pairs are counted in integers, so that not even a bit differs."""
+    inside = rng.random(30_000) < share
+    scores = (rng.normal(size=30_000) + inside).round(decimals).astype(dtype)
+    y_true = np.where(inside, 0, -1)
+    values, index = np.unique(scores, return_inverse=True)
+    n_in, n_out = (np.bincount(index[kind], minlength=len(values)) for kind in (inside, ~inside))
+    doubled = (n_in * (2 * n_out.cumsum() - n_out)).sum()
+    assert auroc_score(y_true, scores) == doubled / (2 * n_in.sum() * n_out.sum())
+    assert auroc_score(y_true, scores) == pytest.approx(roc_auc_score(inside, scores), abs=1e-12)
+    for tpr in [1e-9, 1.0, *rng.random(10)]:
+        for positive, kind, sign in (("in", inside, 1), ("out", ~inside, -1)):
+            fprs, tprs, _ = roc_curve(kind, sign * scores, drop_intermediate=False)
+            expected = fprs[np.searchsorted(tprs, tpr)]
+            assert fpr_at_tpr_score(y_true, scores, tpr=tpr, positive=positive) == expected
 
 
 @each_metric

@@ -1,8 +1,12 @@
 """NNGuide: nearest-neighbour guidance of the energy."""
 
+from functools import cached_property
 from numbers import Integral, Real
 
+import numpy as np
 import torch
+from torch.backends import mkldnn
+from torch.nn.functional import linear, pad
 
 from skood._compat import Interval
 from skood._learning import LearningScorer
@@ -10,8 +14,8 @@ from skood._warnings import warn
 from skood.base import BaseDetector
 from skood.functional import energy
 
-# A tile of inner products of 1024 queries and 8192 bank rows is 32 MiB of float32.
-QUERY_BLOCK, BANK_BLOCK = 1024, 8192
+# Inner products are taken in tiles of at most this many queries and bank rows: 4 MiB of float32.
+TILE = 1024
 
 
 def unit_rows(features):
@@ -23,15 +27,26 @@ def unit_rows(features):
     return scaled / norm.clamp(min=torch.finfo(features.dtype).tiny)
 
 
+def inner_products(queries, rows):
+    """Return the inner product of each query with each row."""
+    if (queries.device.type, queries.dtype) == ("cpu", torch.float32) and mkldnn.is_available():
+        # torch multiplies float32 by MKL, which takes twice as long on AMD's processors.
+        return linear(queries.to_mkldnn(), rows.to_mkldnn()).to_dense()
+    return queries @ rows.T
+
+
 def mean_of_largest(queries, bank, k, own=None):
     """Mean of the k largest inner products of each query with the bank, by exact search in tiles.
+
+    A tile's columns fall into groups. The k largest products lie within the k groups of the
+    largest maxima, and only groups whose maximum exceeds the k-th best so far matter.
 
     Parameters
     ----------
     queries : Tensor of shape (n_samples, D)
         Rows.
     bank : Tensor of shape (n_bank, D)
-        Rows.
+        Rows, best in random order: sorted by class, later rows keep exceeding earlier ones.
     k : int
         At most n_bank, less one with `own`.
     own : Tensor of shape (n_samples,), dtype int64, default=None
@@ -42,34 +57,91 @@ def mean_of_largest(queries, bank, k, own=None):
     mean : Tensor of shape (n_samples,), dtype float64
         The guidance.
     """
-    means = []
-    for start in range(0, len(queries), QUERY_BLOCK):
-        block = queries[start : start + QUERY_BLOCK]
-        best = block.new_empty(len(block), 0)
-        for first in range(0, len(bank), BANK_BLOCK):
-            tile = block @ bank[first : first + BANK_BLOCK].T
+    means = torch.empty(len(queries), dtype=torch.float64, device=queries.device)
+    group_size = 16 if k <= 32 else 8
+    # The k best of a block of queries are no larger than a tile.
+    n_queries = max(1, TILE * TILE // max(k, TILE))
+    for start in range(0, len(queries), n_queries):
+        block = queries[start : start + n_queries]
+        best = block.new_full((len(block), k), -torch.inf)
+        for first in range(0, len(bank), TILE):
+            tile = inner_products(block, bank[first : first + TILE])
             if own is not None:
-                column = own[start : start + QUERY_BLOCK] - first
+                column = own[start : start + n_queries] - first
                 row = ((column >= 0) & (column < tile.shape[1])).nonzero().squeeze(1)
                 tile[row, column[row]] = -torch.inf
-            best = torch.cat([best, tile], dim=1)
-            best = best.topk(min(k, best.shape[1]), dim=1, sorted=False).values
-        means.append(best.mean(1, dtype=torch.float64))
-    return torch.cat(means) if means else queries.new_empty(0, dtype=torch.float64)
+            if tile.shape[1] % group_size:
+                tile = pad(tile, (0, -tile.shape[1] % group_size), value=-torch.inf)
+            # Columns j, j + n, j + 2n, ... are a group: maxima over an outer axis are faster.
+            tile = tile.view(len(block), group_size, -1)
+            maxima = tile.amax(1)
+            n_better = (maxima > best.amin(1, keepdim=True)).sum(1)
+            rows = n_better.nonzero().squeeze(1)
+            if len(rows):
+                n_groups = min(k, int(n_better.max()))
+                groups = maxima[rows].topk(n_groups, sorted=False).indices
+                candidates = tile[rows.unsqueeze(1), :, groups].flatten(1)
+                best[rows] = torch.cat([best[rows], candidates], 1).topk(k, sorted=False).values
+        means[start : start + n_queries] = best.mean(1, dtype=torch.float64)
+    return means
+
+
+def import_faiss():
+    """Return faiss, which is optional."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError(
+            'NNGuideDetector with index other than "exact" needs faiss: pip install faiss-cpu'
+        ) from error
+    return faiss
+
+
+def build_index(bank, description):
+    """Return a faiss index of the bank's rows, written out as bytes."""
+    faiss = import_faiss()
+    rows = np.ascontiguousarray(bank.float().cpu().numpy())
+    try:
+        index = faiss.index_factory(rows.shape[1], description, faiss.METRIC_INNER_PRODUCT)
+        inverted = faiss.try_extract_index_ivf(index)
+        if inverted is not None:
+            # faiss would look into one list only, and find .2 to .8 of the neighbours.
+            inverted.nprobe = max(8, inverted.nlist // 32)
+        index.train(rows)
+        index.add(rows)
+    except RuntimeError as error:
+        raise ValueError(
+            f"faiss cannot build index={description!r} of {len(rows)} rows of {rows.shape[1]} "
+            f"features: {error}"
+        ) from error
+    return torch.from_numpy(faiss.serialize_index(index))
+
+
+def mean_of_found(queries, index, k, own):
+    """Like `mean_of_largest`, by a faiss index: mean over what it finds, 0 where that is nothing.
+
+    Its k + 1 best less the own row, or less the last where it misses the own row.
+    """
+    n_largest = k + int((own >= 0).any())
+    rows = np.ascontiguousarray(queries.float().cpu().numpy())
+    products, found = map(torch.from_numpy, index.search(rows, n_largest))
+    # faiss fills up with -1.
+    others = (found >= 0) & (found != own.cpu().unsqueeze(1))
+    others &= others.cumsum(1) <= k
+    total = products.double().where(others, 0).sum(1)
+    return (total / others.sum(1).clamp(min=1)).to(queries.device)
 
 
 class NNGuideScorer(LearningScorer):
     """Features, or (features, logits) → guidance times energy."""
 
-    def __init__(self, head, k, energy_weighted, bank_size):
+    def __init__(self, head, k, energy_weighted, bank_size, index):
         super().__init__()
-        self.head, self.k, self.energy_weighted, self.bank_size = (
-            head,
-            k,
-            energy_weighted,
-            bank_size,
-        )
+        self.head, self.k, self.energy_weighted = head, k, energy_weighted
+        self.bank_size, self.index = bank_size, index
         self.register_buffer("bank", None)
+        # Instead of the bank: a faiss index, written out.
+        self.register_buffer("index_bytes", None)
         # The bank row of each training row, -1 where it is not in the bank.
         self.slots = None
 
@@ -79,13 +151,12 @@ class NNGuideScorer(LearningScorer):
         size = n_rows if self.bank_size is None else self.bank_size
         if not isinstance(size, Integral):
             size = max(1, round(size * n_rows))
-        self.slots = torch.arange(n_rows, device=training.device)
-        if size < n_rows:
-            chosen = training.random_state.choice(n_rows, size, replace=False)
-            self.slots.fill_(-1)[torch.as_tensor(chosen)] = torch.arange(
-                size, device=training.device
-            )
         self.n_bank = min(size, n_rows)
+        # The search is faster on a bank in random order. Where nothing is drawn, fits are alike.
+        draw = training.random_state if size < n_rows else np.random.RandomState(0)
+        slots = np.full(n_rows, -1)
+        slots[draw.choice(n_rows, self.n_bank, replace=False)] = np.arange(self.n_bank)
+        self.slots = torch.from_numpy(slots).to(training.device)
 
     def update(self, inputs, codes, positions):
         """Put the rows of a batch that were drawn into the bank."""
@@ -97,6 +168,23 @@ class NNGuideScorer(LearningScorer):
         weighted = directions * energies.unsqueeze(1) if self.energy_weighted else directions
         self.bank[slots[chosen]] = weighted
 
+    def finish(self):
+        """Let faiss take the bank, where it shall."""
+        if self.index != "exact":
+            self.index_bytes, self.bank = build_index(self.bank, self.index), None
+
+    @cached_property
+    def _faiss_index(self):
+        return import_faiss().deserialize_index(self.index_bytes.cpu().numpy())
+
+    def _guidance(self, directions, k, own=None):
+        """Return the mean of the k largest inner products with the bank."""
+        if self.index == "exact":
+            return mean_of_largest(directions, self.bank, min(k, len(self.bank)), own)
+        if own is None:
+            own = directions.new_full((len(directions),), -1, dtype=torch.int64)
+        return mean_of_found(directions, self._faiss_index, min(k, self._faiss_index.ntotal), own)
+
     def _guide(self, features, logits=None):
         """Return unit features and energies."""
         return unit_rows(features), energy(self.head(features) if logits is None else logits)
@@ -104,8 +192,7 @@ class NNGuideScorer(LearningScorer):
     def forward(self, features, logits=None):
         """Score rows."""
         directions, energies = self._guide(features, logits)
-        guidance = mean_of_largest(directions, self.bank, min(self.k, len(self.bank)))
-        return guidance * energies.double()
+        return self._guidance(directions, self.k) * energies.double()
 
     def forget(self):
         """Drop what only learning needs."""
@@ -117,10 +204,10 @@ class NNGuideScorer(LearningScorer):
         own = self.slots[positions]
         guidance = torch.zeros(len(own), dtype=torch.float64, device=own.device)
         # A row of the bank has one neighbour less to choose from.
-        for rows, n_others in ((own >= 0, len(self.bank) - 1), (own < 0, len(self.bank))):
+        for rows, n_others in ((own >= 0, self.n_bank - 1), (own < 0, self.n_bank)):
             k = min(self.k, n_others)
             if k:
-                guidance[rows] = mean_of_largest(directions[rows], self.bank, k, own[rows])
+                guidance[rows] = self._guidance(directions[rows], k, own[rows])
         return guidance * energies.double()
 
 
@@ -148,6 +235,10 @@ class NNGuideDetector(BaseDetector):
     bank_size : int, float or None, default=None
         How many training rows the bank keeps, drawn at random; a float is a share (the authors
         keep 1 % of ImageNet). None: all.
+    index : str, default="exact"
+        How to search the bank: "exact", or by faiss (``pip install faiss-cpu``) with an index
+        described as for its ``index_factory``, such as ``"Flat"``, ``"IVF1024,Flat"`` or
+        ``"HNSW32"``.
     false_alarm_rate : float, default=0.05
         The share of in-distribution rows that ``predict`` may call out-of-distribution.
     device : str or torch.device, default="auto"
@@ -168,7 +259,7 @@ class NNGuideDetector(BaseDetector):
     offset_ : float
         The threshold on the scores.
     scorer_ : nn.Module
-        Maps features to scores; its buffer ``bank`` is the bank.
+        Maps features to scores; its buffer ``bank`` is the bank, or ``index_bytes`` faiss's index.
     known_classes_ : array of shape (n_classes,)
         The in-distribution labels, where y was given.
     model_ : object
@@ -186,6 +277,15 @@ class NNGuideDetector(BaseDetector):
     itself. pytorch-ood searches by cosine, which drops the energies from the bank although its
     text says inner product; ``energy_weighted=False`` gives that ranking as long as all energies
     of the bank have one sign.
+
+    faiss searches in float32, on the CPU, and an index made for speed misses neighbours, so that
+    scores and threshold come out a little lower; after pickling it needs faiss again. Of inverted
+    lists one in 32 is looked into, at least 8. On 100 000 rows of 128 features around 100 centres
+    ``"IVF1024,Flat"`` found .93 of the 10 nearest by cosine, and .88 by energies that spread by
+    15 %; the guidance was .4 and .9 % lower, and correlated .996 and .989 with the exact. On
+    100 000 noisy digits it found 1.00 and .77 (correlation 1.00 and .98). ``"HNSW32"`` found
+    .72, .73, .96 and .95 (correlation .82, .88, .89 and 1.00). On one thread these took .4 and
+    .1 to .3 of the time of the exact search.
 
     References
     ----------
@@ -210,6 +310,7 @@ class NNGuideDetector(BaseDetector):
             Interval(Real, 0, 1, closed="neither"),
             None,
         ],
+        "index": [str],
     }
 
     def __init__(
@@ -220,6 +321,7 @@ class NNGuideDetector(BaseDetector):
         k=10,
         energy_weighted=True,
         bank_size=None,
+        index="exact",
         false_alarm_rate=0.05,
         device="auto",
         batch_size=None,
@@ -231,6 +333,7 @@ class NNGuideDetector(BaseDetector):
         self.k = k
         self.energy_weighted = energy_weighted
         self.bank_size = bank_size
+        self.index = index
         self.false_alarm_rate = false_alarm_rate
         self.device = device
         self.batch_size = batch_size
@@ -242,10 +345,13 @@ class NNGuideDetector(BaseDetector):
             head, body = network.head, network.features()
         else:
             head, body = None, network.require_logits().layer(self.layer, with_logits=True)
-        return body, NNGuideScorer(head, self.k, self.energy_weighted, self.bank_size)
+        if self.index != "exact":
+            # Before the network runs.
+            import_faiss()
+        return body, NNGuideScorer(head, self.k, self.energy_weighted, self.bank_size, self.index)
 
     def _fitted_attributes(self, scorer):
-        k_ = min(self.k, len(scorer.bank))
+        k_ = min(self.k, scorer.n_bank)
         if k_ < self.k:
             warn(f"k={self.k} is more than the {k_} rows of the bank: k_={k_} is used.")
         return {"k_": k_}

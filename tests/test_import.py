@@ -1,0 +1,24 @@
+"""What ``import skood`` brings along."""
+
+import subprocess
+import sys
+
+OPTIONAL = {"dask", "faiss", "matplotlib", "pandas", "polars", "skorch", "tqdm", "transformers"}
+
+
+def imported(statement):
+    """Return the top-level packages that a fresh interpreter holds after a statement."""
+    code = f"{statement}; import sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return set(result.stdout.split())
+
+
+def test_nothing_optional_is_imported():
+    # torch imports tqdm, and scikit-learn pandas where it is installed.
+    needed = imported(
+        "import torch, sklearn.base, sklearn.linear_model, sklearn.cluster, sklearn.metrics"
+    )
+    more = imported("import skood") - needed
+    assert "skood" in more
+    assert not more & OPTIONAL
