@@ -1,5 +1,7 @@
 """Instances of every estimator in every setting, for the tests over all of them."""
 
+import re
+
 from skood import (
     ASHDetector,
     FeatureExtractor,
@@ -13,8 +15,8 @@ DETECTORS = [ASHDetector, GMMDetector, GradNormDetector, NACDetector, NNGuideDet
 
 
 def name_of(instance):
-    """Return a test id."""
-    return str(instance).replace("\n", "").replace(" ", "")
+    """Return a test id, the same in every process."""
+    return re.sub(r" at 0x\w+|\s", "", str(instance))
 
 
 SETTINGS = [
