@@ -29,11 +29,14 @@ from sklearn.svm import OneClassSVM
 from skood.metrics import (
     aupr_in_score,
     aupr_out_score,
+    aurc_score,
     auroc_score,
+    ccr_at_fpr_score,
     detection_error_score,
     fpr_at_tpr_score,
     get_scorer,
     get_scorer_names,
+    oscr_score,
 )
 
 
@@ -494,3 +497,46 @@ def test_fold_with_one_kind_of_row_is_nan(data):
         # Sorted labels and no shuffling: each fold holds one label, which `fit` did not see.
         values = cross_val_score(Near(), X, y, cv=3, scoring=get_scorer("auroc"))
     assert np.isnan(values).all()
+
+
+def open_set_curve(y, predicted, scores):
+    """Return (FPR, CCR) at every threshold, from the strictest on."""
+    inside = y >= 0
+    points = [(0.0, 0.0)]
+    for threshold in sorted(set(scores), reverse=True):
+        accepted = scores >= threshold
+        ccr = (accepted & inside & (y == predicted)).sum() / inside.sum()
+        points.append(((accepted & ~inside).sum() / (~inside).sum(), ccr))
+    return points
+
+
+@given(st.lists(st.tuples(st.integers(-1, 2), st.integers(0, 2), st.integers(0, 6)), min_size=2))
+@settings(max_examples=150, deadline=None)
+def test_open_set_metrics_equal_their_curves(rows):
+    """Ties included: few distinct scores."""
+    y, predicted, scores = np.array(rows).T
+    risks = [
+        np.mean([not (t >= 0 and t == p) for t, p, s in rows if s >= score]) for _, _, score in rows
+    ]
+    assert aurc_score(y, predicted, scores) == pytest.approx(np.mean(risks))
+    if (y < 0).all() or (y >= 0).all():
+        with pytest.warns(UndefinedMetricWarning):
+            assert np.isnan(oscr_score(y, predicted, scores))
+        return
+    curve = open_set_curve(y, predicted, scores)
+    fprs, ccrs = np.array(curve).T
+    assert oscr_score(y, predicted, scores) == pytest.approx(np.trapezoid(ccrs, fprs))
+    for fpr in (0.0, 0.05, 0.3, 0.5, 1.0):
+        expected = max(ccr for point, ccr in curve if point <= fpr + 1e-12)
+        assert ccr_at_fpr_score(y, predicted, scores, fpr=fpr) == pytest.approx(expected)
+
+
+def test_open_set_metrics_of_bad_input():
+    with pytest.raises(ValueError, match="fpr=1.5 must lie"):
+        ccr_at_fpr_score([0, -1], [0, 0], [0.5, 0.1], fpr=1.5)
+    for metric in (oscr_score, ccr_at_fpr_score, aurc_score):
+        with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+            metric([0, -1], [0], [0.5, 0.1])
+        with pytest.raises(ValueError, match="NaN"):
+            metric([0, -1], [0, 0], [np.nan, 0.1])
+    assert oscr_score(["a", "b", -1], ["a", "b", "a"], [3, 2, 1]) == 1
