@@ -128,6 +128,22 @@ def test_embeddings(padding_idx):
     assert_by_rule(net.append(nn.Linear(4, 3)), torch.randint(0, 5, (8, 9)).double())
 
 
+def test_embeddings_of_positions():
+    """They enter as one row for all samples, by (1, T) ids."""
+
+    class Text(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens, self.positions = nn.Embedding(7, 4), nn.Embedding(9, 4)
+            self.norm, self.fc = nn.LayerNorm(4), nn.Linear(4, 3)
+
+        def forward(self, ids):
+            x = self.tokens(ids.long()) + self.positions(torch.arange(ids.shape[1])[None] // 2)
+            return self.fc(torch.tanh(self.norm(x)).mean(1))
+
+    assert_by_rule(Text(), torch.randint(0, 7, (6, 8)).double())
+
+
 class InPlace(nn.Module):
     """In-place operations on the outputs of layers."""
 

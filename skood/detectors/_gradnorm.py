@@ -125,11 +125,11 @@ class GradNormDetector(BaseDetector):
 
     Notes
     -----
-    Parameters outside of the last layer take one forward and one backward pass for each sample,
-    in micro-batches. The authors' code sums the divergence over classes instead of averaging: a
-    factor C, the same ranking. A network whose logits are maps straight from a 1×1 convolution
-    gets one score a pixel, from each pixel's own loss. pytorch-ood's ``GradNormKL`` is
-    ``params="all", loss="bce"``.
+    Parameters of linear and convolution layers, normalisations and embeddings that are called once
+    take one forward and one backward pass for all samples; others take one for each. The authors'
+    code sums the divergence over classes instead of averaging: a factor C, the same ranking. A
+    network whose logits are maps straight from a 1×1 convolution gets one score a pixel, from
+    each pixel's own loss. pytorch-ood's ``GradNormKL`` is ``params="all", loss="bce"``.
 
     References
     ----------
