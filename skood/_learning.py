@@ -15,6 +15,11 @@ class LearningScorer(nn.Module):
     the tuple that ``forward`` takes, what the detector's method consumes.
     """
 
+    # Of how many training rows, at most, the scores set the threshold; None is all. For methods
+    # whose scores compare each row with all others: at 20 000 the share of false alarms of a 5 %
+    # threshold has a standard error of 0.15 %.
+    n_threshold_rows = None
+
     def start(self, training):
         """Prepare to learn from a `Training`."""
         raise NotImplementedError
@@ -159,21 +164,44 @@ class Training:
         for positions, inputs in pairs:
             yield inputs, positions
 
-    def batches(self, name):
-        """Yield ``(inputs, codes, positions)``, once the rows have been read."""
+    def batches(self, name, most=None):
+        """Yield ``(inputs, codes, positions)``, once the rows have been read.
+
+        Of more rows than `most`, a random sample of that size.
+        """
         codes = torch.from_numpy(self._source.codes)
-        for inputs, positions in self.passes(name):
+        if most is None or most >= self.n_samples:
+            passes = self.passes(name)
+        else:
+            passes = self._watch(name, None, self._sampled(most))
+        for inputs, positions in passes:
             yield inputs, codes[positions].to(self.device), positions
+
+    def _sampled(self, n_rows):
+        """Yield the inputs of a random sample of rows and their positions, in batches."""
+        row_bytes = sum(tensor.nbytes for tensor in self._take(np.arange(1)))
+        size = self._batch_size or feature_batch_rows(row_bytes)
+        chosen = self._draw(n_rows)
+        for start in range(0, n_rows, size):
+            positions = chosen[start : start + size]
+            yield self._take(positions), positions
+
+    def _draw(self, n_rows):
+        """Return the positions of a random sample of rows, all of them if there are fewer."""
+        if n_rows >= self.n_samples:
+            return np.arange(self.n_samples)
+        return np.sort(self.random_state.choice(self.n_samples, n_rows, replace=False))
+
+    def _take(self, positions):
+        """Return the inputs of these rows."""
+        if self._store is not None:
+            return self._store.take(positions, self.device)
+        X = self._source.take(positions)
+        return as_inputs(self._body(move(X, self.device, self._network.input_dtype)))
 
     def sample(self, n_rows):
         """Return the inputs of a random sample of rows, all of them if there are fewer."""
-        chosen = np.arange(self.n_samples)
-        if n_rows < self.n_samples:
-            chosen = np.sort(self.random_state.choice(self.n_samples, n_rows, replace=False))
-        if self._store is not None:
-            return self._store.take(chosen, self.device)
-        X = self._source.take(chosen)
-        return as_inputs(self._body(move(X, self.device, self._network.input_dtype)))
+        return self._take(self._draw(n_rows))
 
 
 def as_inputs(output):

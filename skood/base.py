@@ -140,13 +140,14 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
             for inputs, codes, positions in training.batches("learn"):
                 scorer.update(inputs, codes, positions)
             scorer.finish()
-            score, batches = scorer.leave_one_out, training.batches("score")
+            score = scorer.leave_one_out
+            batches = training.batches("score", scorer.n_threshold_rows)
         else:
             score, batches = lambda inputs, *_: scorer(*inputs), training.passes("score")
 
         def scores():
-            for inputs, *where in batches:
-                if where[-1].start == 0:
+            for number, (inputs, *where) in enumerate(batches):
+                if number == 0:
                     self._inspect(scorer, inputs)
                 yield self._finish_scores(score(inputs, *where), dtype)
 

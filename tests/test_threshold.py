@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import references as ref
 from detectors import IN_NETWORKS, SETTINGS, name_of
-from networks import SmallCNN, seeded
+from networks import MLP, SmallCNN, seeded
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
@@ -13,6 +13,7 @@ from sklearn.model_selection import train_test_split
 
 from skood import ASHDetector, GMMDetector, GradNormDetector, NACDetector, NNGuideDetector
 from skood.base import BaseDetector
+from skood.detectors._nnguide import NNGuideScorer
 
 pytestmark = pytest.mark.filterwarnings("ignore:The features are signed", "ignore:.*is singular")
 
@@ -188,3 +189,21 @@ def test_false_alarms_on_fresh_rows(cls):
         detector = cls().fit(pca.transform(fit), y_fit)
         shares.append((detector.predict(pca.transform(fresh)) == -1).mean())
     assert 0.03 <= np.mean(shares) <= 0.08
+
+
+@pytest.mark.parametrize("in_network", [False, True])
+def test_a_large_bank_sets_its_threshold_by_a_sample(in_network, monkeypatch, rng):
+    """Drawn by `random_state`, and left out one at a time as ever."""
+    X, y = rng.normal(size=(300, 6)), np.arange(300) % 3
+    net = seeded(MLP, in_features=6).double() if in_network else None
+    detector = NNGuideDetector(net, k=3, batch_size=50, random_state=0)
+    every = clone(detector).fit(X, y)
+    monkeypatch.setattr(NNGuideScorer, "n_threshold_rows", 299)
+    almost = clone(detector).fit(X, y)
+    monkeypatch.setattr(NNGuideScorer, "n_threshold_rows", 120)
+    some, again = (clone(detector).fit(X, y) for _ in range(2))
+    np.testing.assert_array_equal(some.score_samples(X), every.score_samples(X))
+    assert some.offset_ == again.offset_ != every.offset_
+    spread = every.score_samples(X).std()
+    assert abs(almost.offset_ - every.offset_) < 0.1 * spread
+    assert abs(some.offset_ - every.offset_) < spread

@@ -135,6 +135,8 @@ def mean_of_found(queries, index, k, own):
 class NNGuideScorer(LearningScorer):
     """Features, or (features, logits) → guidance times energy."""
 
+    n_threshold_rows = 20_000
+
     def __init__(self, head, k, energy_weighted, bank_size, index):
         super().__init__()
         self.head, self.k, self.energy_weighted = head, k, energy_weighted
@@ -274,9 +276,10 @@ class NNGuideDetector(BaseDetector):
     Notes
     -----
     The search is exact, in tiles. For the threshold a training row is compared to the bank less
-    itself. pytorch-ood searches by cosine, which drops the energies from the bank although its
-    text says inner product; ``energy_weighted=False`` gives that ranking as long as all energies
-    of the bank have one sign.
+    itself; of more than 20 000 rows a random sample of that size is. pytorch-ood searches by
+    cosine, which drops the energies from the bank although its text says inner product;
+    ``energy_weighted=False`` gives that ranking as long as all energies of the bank have one
+    sign.
 
     faiss searches in float32, on the CPU, and an index made for speed misses neighbours, so that
     scores and threshold come out a little lower; after pickling it needs faiss again. Of inverted
