@@ -78,6 +78,8 @@ def plot(results, path):
         for name, times in result["seconds"].items():
             color, marker = STYLES[name]
             axes.loglog(result["values"], times, color=color, marker=marker, label=name)
+        axes.set_xticks(result["values"], [f"{value:,}" for value in result["values"]])
+        axes.minorticks_off()
         axes.set_xlabel(LABELS[size])
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
