@@ -126,8 +126,8 @@ def encode_labels(y, n_samples):
     rows = np.flatnonzero(~mask)
     if len(rows) < 2:
         raise ValueError(
-            f"Found {len(rows)} sample(s) in-distribution (a label that is not negative) among "
-            f"{n_samples}, while a minimum of 2 is required: a detector learns from "
+            f"Found {len(rows)} in-distribution sample(s) (a label that is not negative) among "
+            f"n_samples={n_samples}, while a minimum of 2 is required: a detector learns from "
             "in-distribution rows. If your classes are coded by negative numbers, code them "
             "0, 1, ... first, for example by sklearn.preprocessing.LabelEncoder."
         )
