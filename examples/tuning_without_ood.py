@@ -76,41 +76,50 @@ EMBEDDINGS = {
 }
 
 
-def true_aurocs(pipeline, data):
-    """Fit on all classes; return the AUROC on near, and the mean over the far OOD sets."""
-    pipeline.fit(data.X_train, data.y_train)
-    inside = pipeline.score_samples(data.X_test)
+def true_aurocs(detector, inside, ood):
+    """Return the AUROC of a fitted detector on near-OOD rows, and its mean over the far sets."""
+    inside = detector.score_samples(inside)
     aurocs = {}
-    for kind, X in data.ood.items():
-        y = np.repeat([1, -1], [len(inside), len(X)])
-        aurocs[kind] = auroc_score(y, np.r_[inside, pipeline.score_samples(X)])
+    for kind, outside in ood.items():
+        y = np.repeat([1, -1], [len(inside), len(outside)])
+        aurocs[kind] = auroc_score(y, np.r_[inside, detector.score_samples(outside)])
     return aurocs.pop("near"), np.mean(list(aurocs.values()))
 
 
-def tune(detector, name, values, features, data, seed, memory):
-    """Return the AUROCs, (near, far), of the default, the tuned and the best value."""
-    pipeline = Pipeline([("features", features), ("ood", clone(detector))], memory=memory)
-    cv = LeaveClassesOut(6, random_state=seed)
-    search = GridSearchCV(pipeline, {f"ood__{name}": values}, cv=cv, refit=False)
-    search.fit(data.X_train, data.y_train)
-    aurocs = np.array(
-        [true_aurocs(pipeline.set_params(**p), data) for p in search.cv_results_["params"]]
-    )
-    default = aurocs[values.index(detector.get_params()[name])]
-    return [default, aurocs[search.best_index_], aurocs.max(0)]
+def tune(data, features, seed, memory):
+    """Return for each grid the AUROCs, (near, far), of the default, the tuned and the best value.
+
+    The memory keeps the features of a split for all values: one network a split.
+    """
+    fitted = clone(features).fit(data.X_train, data.y_train)
+    learned, inside = fitted.transform(data.X_train), fitted.transform(data.X_test)
+    ood = {kind: fitted.transform(X) for kind, X in data.ood.items()}
+    table = []
+    for detector, name, values in GRIDS:
+        pipeline = Pipeline([("features", features), ("ood", detector)], memory=memory)
+        cv = LeaveClassesOut(6, random_state=seed)
+        search = GridSearchCV(pipeline, {f"ood__{name}": values}, cv=cv, refit=False)
+        search.fit(data.X_train, data.y_train)
+        tried = (clone(detector).set_params(**{name: value}) for value in values)
+        aurocs = np.array(
+            [true_aurocs(one.fit(learned, data.y_train), inside, ood) for one in tried]
+        )
+        default = aurocs[values.index(detector.get_params()[name])]
+        table.append([default, aurocs[search.best_index_], aurocs.max(0)])
+    return table
 
 
 def print_table(results):
     """Print the means over seeds, and regrets: the best value less another."""
-    print(f"{'':24}  near-OOD AUROC             far-OOD AUROC")
-    print(f"{'':24}  default  tuned  best  worse  default  tuned  best")
+    columns = ["default", "tuned", "best"]
+    print(f"{'':27}{'near-OOD AUROC':34}far-OOD AUROC")
+    print(f"{'':25}", *(f"{column:>7}" for column in [*columns, "worse", *columns]))
     for embedding, aurocs in results.items():
         for number, (_, name, _) in enumerate(GRIDS):
             near, far = aurocs[:, number].mean(0).T
             worse = np.mean(aurocs[:, number, 1, 0] < aurocs[:, number, 0, 0])
-            cells = [f"{value:.3f}" for value in near] + [f"{worse:.0%}".rjust(5)]
-            cells += [f"{value:.3f}" for value in far]
-            print(f"{embedding + ', ' + name:24}", *cells, sep="  ")
+            cells = [*(f"{v:7.3f}" for v in near), f"{worse:7.0%}", *(f"{v:7.3f}" for v in far)]
+            print(f"{embedding + ', ' + name:25}", *cells)
     for embedding, aurocs in results.items():
         regrets = aurocs[:, :, 2:] - aurocs[:, :, :2]
         (near, far), (near_tuned, far_tuned) = regrets.mean((0, 1))
@@ -131,10 +140,8 @@ def main():
         runs = []
         for seed in range(n_seeds):
             torch.manual_seed(seed)
-            data, features = make(seed)
-            # The memory keeps the features of a split for all values: one network a split.
             with tempfile.TemporaryDirectory() as memory:
-                runs.append([tune(*grid, features, data, seed, memory) for grid in GRIDS])
+                runs.append(tune(*make(seed), seed, memory))
         results[embedding] = np.array(runs)
     print_table(results)
 
