@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from sklearn import get_config
 from sklearn.base import _fit_context
+from sklearn.utils import _safe_indexing
 from sklearn.utils._array_api import get_namespace_and_device, move_to
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
@@ -12,6 +13,7 @@ __all__ = [
     "Interval",
     "StrOptions",
     "_fit_context",
+    "_safe_indexing",
     "array_api_dispatch",
     "get_namespace_and_device",
     "move_to",

@@ -127,7 +127,7 @@ def encode_labels(y, n_samples):
     if len(rows) < 2:
         raise ValueError(
             f"Found {len(rows)} in-distribution sample(s) (a label that is not negative) among "
-            f"{n_samples}, while a minimum of 2 is required: a detector learns from "
+            f"n_samples={n_samples}, while a minimum of 2 is required: a detector learns from "
             "in-distribution rows. If your classes are coded by negative numbers, code them "
             "0, 1, ... first, for example by sklearn.preprocessing.LabelEncoder."
         )

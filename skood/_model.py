@@ -14,7 +14,9 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from skood._arrays import move
+from skood._labels import is_ood
 from skood._modules import linear_head
+from skood._warnings import warn
 from skood.functional import pool
 
 
@@ -177,3 +179,29 @@ def frozen_classes(model):
     return (
         getattr(model.estimator, "classes_", None) if isinstance(model, FrozenEstimator) else None
     )
+
+
+def warn_of_unseen(estimator, y, ood):
+    """Warn when a network that may know a class has its rows counted as OOD.
+
+    Parameters
+    ----------
+    estimator : estimator
+        A detector, or a Pipeline, search or wrapper around one or around a feature extractor.
+    y : array-like of shape (n_samples,)
+        The labels.
+    ood : ndarray of shape (n_samples,), dtype bool
+        The rows that are counted.
+    """
+    unseen = ood & ~is_ood(y)
+    if unseen.any() and any(
+        name.split("__")[-1] == "model" and isinstance(value, nn.Module)
+        for name, value in getattr(estimator, "get_params", dict)().items()
+    ):
+        labels = sorted({str(label) for label in np.asarray(y, dtype=object)[unseen]})
+        warn(
+            f"{unseen.sum()} rows of the classes {', '.join(labels)}, which fit did not see, "
+            "are counted as out-of-distribution. The network given as `model` may know these "
+            "classes; if it does, the score misleads: fit with rows of them too, or let fit train "
+            "the network (a skorch net)."
+        )

@@ -8,16 +8,14 @@ import torch
 from sklearn.base import OutlierMixin
 from sklearn.callback import CallbackSupportMixin
 from sklearn.utils import check_random_state
-from torch import nn
 
 from skood._arrays import join, namespace_of
 from skood._compat import Interval, _fit_context, move_to_numpy
 from skood._estimator import NetworkEstimator, computing
 from skood._labels import is_label_map, is_ood, map_kinds
 from skood._learning import LearningScorer, Training
-from skood._model import frozen_classes
+from skood._model import frozen_classes, warn_of_unseen
 from skood._streams import is_stream
-from skood._warnings import warn
 from skood.functional import clip_to
 from skood.metrics import auroc_score
 
@@ -293,7 +291,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
             kinds, scores = self._pixel_kinds(y, scores), scores.cpu().numpy()
             return auroc_score(kinds[kinds != 0], scores[kinds != 0])
         ood = is_ood(y, self._known_labels())
-        self._warn_of_unseen(y, ood)
+        warn_of_unseen(self, y, ood)
         return auroc_score(np.where(ood, -1, 1), scores.cpu().numpy())
 
     @staticmethod
@@ -313,19 +311,6 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         known = move_to_numpy(self.known_classes_)
         more = frozen_classes(self.model)
         return known if more is None else np.union1d(known, more)
-
-    def _warn_of_unseen(self, y, ood):
-        """Warn when a network that may know a class has its rows counted as OOD."""
-        if not isinstance(self.model, nn.Module):
-            return
-        unseen = ood & ~is_ood(y)
-        if unseen.any():
-            labels = sorted({str(label) for label in np.asarray(y, dtype=object)[unseen]})
-            warn(
-                f"{unseen.sum()} rows of the classes {', '.join(labels)}, which fit did not see, "
-                "are counted as out-of-distribution. The network given as `model` may know these "
-                "classes; if it does, fit with rows of them too."
-            )
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "offset_")

@@ -10,6 +10,7 @@ from sklearn.utils import check_array, check_consistent_length
 
 from skood._compat import move_to_numpy
 from skood._labels import as_labels, is_ood
+from skood._model import warn_of_unseen
 
 
 def _evaluate(metric, y_true, y_score):
@@ -490,7 +491,9 @@ def _known_labels(estimator):
     if hasattr(estimator, "best_estimator_"):
         return _known_labels(estimator.best_estimator_)
     if hasattr(estimator, "named_steps"):
-        return _known_labels(estimator.steps[-1][1])
+        # The last step may not say, as an IsolationForest, while one before it does.
+        steps = (_known_labels(step) for _, step in reversed(estimator.steps))
+        return next((known for known in steps if known is not None), None)
     if hasattr(estimator, "_known_labels"):
         return estimator._known_labels()
     return getattr(estimator, "known_classes_", None)
@@ -527,7 +530,9 @@ class _OODScorer:
 
     def __call__(self, estimator, X, y):
         metric, sign = _SCORERS[self.name]
-        labels = np.where(is_ood(y, _known_labels(estimator)), -1, 0)
+        ood = is_ood(y, _known_labels(estimator))
+        warn_of_unseen(estimator, y, ood)
+        labels = np.where(ood, -1, 0)
         return sign * metric(labels, _score_rows(estimator, X))
 
 

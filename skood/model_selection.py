@@ -1,0 +1,455 @@
+"""Splitters and a wrapper with which scikit-learn's searches tune detectors."""
+
+from numbers import Integral
+
+import numpy as np
+from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
+from sklearn.model_selection import StratifiedKFold
+from sklearn.pipeline import Pipeline
+from sklearn.utils import check_consistent_length, check_random_state, get_tags
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted
+
+from skood._compat import HasMethods, _fit_context, _safe_indexing
+from skood._labels import as_labels, encode_labels
+from skood.metrics import _known_labels, get_scorer
+
+__all__ = ["FitOnInliers", "LeaveClassesOut", "OODStratifiedKFold"]
+
+
+def _strata(X, y):
+    """Return the class codes of y, and a negative number for each negative label."""
+    check_consistent_length(X, y)
+    labels = as_labels(y)
+    strata = np.zeros(len(labels), dtype=np.int64)
+    rows, _, codes = encode_labels(y, len(labels))
+    strata[rows] = codes
+    ood = np.delete(np.arange(len(labels)), rows)
+    # As floats: beside strings, negative numbers are objects, -1 and -1.0 among them.
+    _, kinds = np.unique(labels[ood].astype(np.float64), return_inverse=True)
+    strata[ood] = -1 - kinds
+    return strata
+
+
+class OODStratifiedKFold(StratifiedKFold):
+    """Stratified folds of labels some of which are negative, strings beside them included.
+
+    :class:`~sklearn.model_selection.StratifiedKFold` for y such as ``["cat", "dog", -1]``, where
+    that one raises. Of numbers it makes the same folds. Every negative label is a stratum of its
+    own, so train and test folds both hold OOD rows: `fit` leaves them out, `score` counts them.
+
+    Parameters
+    ----------
+    n_splits : int, default=5
+        The number of folds, at least 2.
+    shuffle : bool, default=False
+        Whether to shuffle the rows of each class before they are dealt out.
+    random_state : int, RandomState instance or None, default=None
+        The order, where `shuffle` is True.
+
+    See Also
+    --------
+    LeaveClassesOut : Where there are no OOD rows.
+
+    Examples
+    --------
+    >>> from skood.model_selection import OODStratifiedKFold
+    >>> y = ["cat", "cat", "dog", "dog", -1, -1]
+    >>> for train, test in OODStratifiedKFold(2).split(y, y):
+    ...     print([y[i] for i in train], [y[i] for i in test])
+    ['cat', 'dog', -1] ['cat', 'dog', -1]
+    ['cat', 'dog', -1] ['cat', 'dog', -1]
+    """
+
+    def split(self, X, y, groups=None):
+        """Yield the indices of train and test rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            Only its length matters.
+        y : array-like of shape (n_samples,)
+            Class labels; negative numbers mean out-of-distribution.
+        groups : object
+            Ignored.
+
+        Yields
+        ------
+        train, test : ndarray of int
+            The indices, ascending.
+        """
+        return super().split(X, _strata(X, y), groups)
+
+
+class LeaveClassesOut(StratifiedKFold):
+    """Hold out whole classes, as stand-ins for out-of-distribution rows.
+
+    The train rows of a split lack the classes that it holds out. Its test rows are all rows of
+    these classes, which `score` and the scorers of `skood.metrics` count as OOD since `fit` did
+    not see them, and one of `n_splits` stratified folds of the other classes. So a search
+    tunes a detector with no OOD row at all.
+
+    Every row is a test row at least once, and every class is held out about equally often: at
+    least once where ``n_splits * n_classes`` is the number of classes or more. OOD rows
+    (negative labels), if there are any, are in every test set and in no train set.
+
+    Parameters
+    ----------
+    n_splits : int, default=5
+        The number of splits, at least 2.
+    n_classes : int, default=1
+        The number of classes that a split holds out. At least two must be left.
+    random_state : int, RandomState instance or None, default=None
+        The order in which classes are held out, and the folds.
+
+    See Also
+    --------
+    OODStratifiedKFold : Where there are OOD rows.
+
+    Notes
+    -----
+    It says nothing of a network that was trained on the held-out classes: they are no news to
+    it. Let each split train its own, as a skorch net does, or use an embedding that was learned
+    without labels.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.model_selection import GridSearchCV
+    >>> from skood import NNGuideDetector
+    >>> from skood.model_selection import LeaveClassesOut
+    >>> X, y = load_iris(return_X_y=True)
+    >>> cv = LeaveClassesOut(3, random_state=0)
+    >>> for train, test in cv.split(X, y):
+    ...     print(set(y[train].tolist()), len(test))
+    {0, 1} 84
+    {0, 2} 84
+    {1, 2} 84
+    >>> search = GridSearchCV(NNGuideDetector(), {"k": [1, 5]}, cv=cv).fit(X, y)
+    >>> search.best_params_["k"] in (1, 5)
+    True
+    """
+
+    def __init__(self, n_splits=5, *, n_classes=1, random_state=None):
+        super().__init__(n_splits, shuffle=True, random_state=random_state)
+        if not isinstance(n_classes, Integral) or n_classes < 1:
+            raise ValueError(f"n_classes must be a positive integer, got {n_classes!r}.")
+        self.n_classes = int(n_classes)
+
+    def split(self, X, y, groups=None):
+        """Yield the indices of train and test rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            Only its length matters.
+        y : array-like of shape (n_samples,)
+            Class labels; negative numbers mean out-of-distribution.
+        groups : object
+            Ignored.
+
+        Yields
+        ------
+        train, test : ndarray of int
+            The indices, ascending.
+        """
+        strata = _strata(X, y)
+        n_known = strata.max() + 1
+        if self.n_classes > n_known - 2:
+            raise ValueError(
+                f"y holds {n_known} classes: to hold out n_classes={self.n_classes} of them would "
+                f"leave {max(n_known - self.n_classes, 0)}, and at least 2 must be left."
+            )
+        order = check_random_state(self.random_state).permutation(n_known)
+        # The next n_classes of the order for each split, from its start again after its end.
+        held_out = np.resize(order, (self.n_splits, self.n_classes))
+        rows = np.flatnonzero(strata >= 0)
+        folds = super().split(rows, strata[rows])
+        for classes, (_, fold) in zip(held_out, folds, strict=True):
+            test = (strata < 0) | np.isin(strata, classes)
+            test[rows[fold]] = True
+            yield np.flatnonzero(~test), np.flatnonzero(test)
+
+
+def _has(*names):
+    """Return a check for `available_if`: the wrapped estimator has one of these methods."""
+
+    def check(self):
+        estimator = getattr(self, "estimator_", self.estimator)
+        return any(hasattr(estimator, name) for name in names)
+
+    return check
+
+
+class FitOnInliers(MetaEstimatorMixin, BaseEstimator):
+    """Fit a transformer or any outlier detector on the in-distribution rows alone.
+
+    `fit` leaves out the rows whose label is a negative number. A scaler in a Pipeline then does
+    not learn from OOD rows, and an outlier detector such as
+    :class:`~sklearn.ensemble.IsolationForest` has the `score` of skood's detectors, so that a
+    search can tune it. Methods are those of the wrapped estimator.
+
+    Parameters
+    ----------
+    estimator : estimator
+        A transformer, an outlier detector or a density, a Pipeline of these included. A clone
+        of it is fitted.
+    higher_is_outlier : bool, default=False
+        False: scores are higher for in-distribution rows, as all of scikit-learn's are. True: the
+        detector follows PyOD, where `decision_function` is higher for outliers and `threshold_`
+        divides it. Scores are then negated and `predict` gives ±1.
+
+    Attributes
+    ----------
+    estimator_ : estimator
+        The fitted clone.
+    known_classes_ : ndarray of shape (n_classes,)
+        The sorted in-distribution labels, where y was given.
+    offset_ : float
+        Where the estimator has one: ``decision_function(X) = score_samples(X) - offset_``.
+    n_features_in_ : int
+        Where the estimator has it: the number of features.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Where the estimator has it: the names of the features.
+
+    See Also
+    --------
+    skood.metrics.get_scorer : Other metrics for a search.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.ensemble import IsolationForest
+    >>> from sklearn.model_selection import GridSearchCV
+    >>> from skood.model_selection import FitOnInliers, LeaveClassesOut
+    >>> X, y = load_iris(return_X_y=True)
+    >>> detector = FitOnInliers(IsolationForest(n_estimators=20, random_state=0))
+    >>> grid = {"estimator__max_features": [0.5, 1.0]}
+    >>> search = GridSearchCV(detector, grid, cv=LeaveClassesOut(3, random_state=0)).fit(X, y)
+    >>> search.score_samples(X).shape
+    (150,)
+    """
+
+    _parameter_constraints = {"estimator": [HasMethods("fit")], "higher_is_outlier": ["boolean"]}
+
+    def __init__(self, estimator, *, higher_is_outlier=False):
+        self.estimator = estimator
+        self.higher_is_outlier = higher_is_outlier
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X, y=None):
+        """Fit a clone of the estimator on the rows whose label is not negative.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            What the estimator takes.
+        y : array-like of shape (n_samples,), default=None
+            Class labels; negative numbers mean out-of-distribution. None: all rows are learned.
+
+        Returns
+        -------
+        self : object
+            The fitted estimator.
+        """
+        classes = None
+        if y is not None:
+            check_consistent_length(X, y)
+            n_samples = len(as_labels(y))
+            rows, classes, codes = encode_labels(y, n_samples)
+            y = classes[codes]
+            if len(rows) < n_samples:
+                X = _safe_indexing(X, rows)
+        # PyOD warns of labels.
+        estimator = clone(self.estimator).fit(X, None if self.higher_is_outlier else y)
+        fitted = {"estimator_": estimator, "known_classes_": classes}
+        for name in ("n_features_in_", "feature_names_in_", "offset_"):
+            fitted[name] = getattr(estimator, name, None)
+        last = estimator[-1] if isinstance(estimator, Pipeline) else estimator
+        if self.higher_is_outlier:
+            fitted["offset_"] = -last.threshold_
+        elif hasattr(last, "decision_scores_"):
+            raise ValueError(
+                f"{type(last).__name__} has `decision_scores_`, as PyOD's detectors have, whose "
+                "scores are higher for outliers: use FitOnInliers(..., higher_is_outlier=True)."
+            )
+        for name, value in fitted.items():
+            vars(self).pop(name, None)
+            if value is not None:
+                setattr(self, name, value)
+        return self
+
+    @available_if(_has("transform"))
+    def fit_transform(self, X, y=None):
+        """Fit on the in-distribution rows and transform all.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            As in ``fit``.
+        y : array-like of shape (n_samples,), default=None
+            As in ``fit``.
+
+        Returns
+        -------
+        X_new : array-like of shape (n_samples, n_features_out)
+            All rows, the OOD rows too.
+        """
+        return self.fit(X, y).transform(X)
+
+    @available_if(_has("predict"))
+    def fit_predict(self, X, y=None):
+        """Fit on the in-distribution rows and predict all.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            As in ``fit``.
+        y : array-like of shape (n_samples,), default=None
+            As in ``fit``.
+
+        Returns
+        -------
+        labels : array of shape (n_samples,)
+            +1 for in-distribution, -1 for out-of-distribution.
+        """
+        return self.fit(X, y).predict(X)
+
+    @available_if(_has("transform"))
+    def transform(self, X):
+        """Transform rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            As in ``fit``.
+
+        Returns
+        -------
+        X_new : array-like of shape (n_samples, n_features_out)
+            What the fitted estimator makes of them.
+        """
+        check_is_fitted(self)
+        return self.estimator_.transform(X)
+
+    @available_if(_has("get_feature_names_out"))
+    def get_feature_names_out(self, input_features=None):
+        """Name the features that ``transform`` returns.
+
+        Parameters
+        ----------
+        input_features : array-like of str, default=None
+            Names of the features of X.
+
+        Returns
+        -------
+        names : ndarray of str
+            Those of the fitted estimator.
+        """
+        check_is_fitted(self)
+        return self.estimator_.get_feature_names_out(input_features)
+
+    @available_if(_has("set_output"))
+    def set_output(self, *, transform=None):
+        """Choose the container of what ``transform`` returns.
+
+        Parameters
+        ----------
+        transform : {"default", "pandas", "polars"}, default=None
+            As in every transformer of scikit-learn; it is set on `estimator`, as by a Pipeline.
+
+        Returns
+        -------
+        self : object
+            This estimator.
+        """
+        for estimator in (self.estimator, getattr(self, "estimator_", self.estimator)):
+            estimator.set_output(transform=transform)
+        return self
+
+    @available_if(_has("score_samples"))
+    def score_samples(self, X):
+        """Score rows; higher means more in-distribution.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            As in ``fit``.
+
+        Returns
+        -------
+        scores : array of shape (n_samples,)
+            Those of the fitted estimator, negated where `higher_is_outlier`.
+        """
+        check_is_fitted(self)
+        scores = self.estimator_.score_samples(X)
+        return -scores if self.higher_is_outlier else scores
+
+    @available_if(_has("decision_function"))
+    def decision_function(self, X):
+        """Score rows relative to the threshold.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            As in ``fit``.
+
+        Returns
+        -------
+        decision : array of shape (n_samples,)
+            Negative for rows that ``predict`` calls out-of-distribution.
+        """
+        check_is_fitted(self)
+        decision = self.estimator_.decision_function(X)
+        return -decision - self.offset_ if self.higher_is_outlier else decision
+
+    @available_if(_has("predict"))
+    def predict(self, X):
+        """Tell in-distribution from out-of-distribution rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            As in ``fit``.
+
+        Returns
+        -------
+        labels : array of shape (n_samples,)
+            +1 for in-distribution, -1 for out-of-distribution.
+        """
+        check_is_fitted(self)
+        if self.higher_is_outlier:
+            return np.where(self.decision_function(X) >= 0, 1, -1)
+        return self.estimator_.predict(X)
+
+    @available_if(_has("score_samples", "decision_function"))
+    def score(self, X, y):
+        """Area under the ROC curve of in-distribution against out-of-distribution rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            As in ``fit``.
+        y : array-like of shape (n_samples,)
+            Labels. A row is out-of-distribution if its label is negative, or if ``fit`` was given
+            labels and this is a class that it did not see.
+
+        Returns
+        -------
+        auroc : float
+            1 is perfect, 0.5 is chance.
+        """
+        return get_scorer("auroc")(self, X, y)
+
+    def _known_labels(self):
+        """Return the labels that are not out-of-distribution; None if only negatives are."""
+        known = _known_labels(self.estimator_)
+        return getattr(self, "known_classes_", None) if known is None else known
+
+    def __sklearn_tags__(self):
+        # PyOD's detectors have no tags.
+        tagged = hasattr(self.estimator, "__sklearn_tags__")
+        tags = get_tags(self.estimator) if tagged else super().__sklearn_tags__()
+        # Labels are read as numpy arrays.
+        tags.array_api_support = False
+        return tags
