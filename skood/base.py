@@ -58,7 +58,6 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         """Return more fitted attributes, as a dict."""
         return {}
 
-    @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X, y=None):
         """Learn from the in-distribution rows and set the threshold.
 
@@ -90,6 +89,15 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         The network runs once over the rows. What the method consumes is kept in memory up to
         scikit-learn's ``working_memory`` and in a temporary file beyond.
         """
+        self._fit(X, y)
+        return self
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def _fit(self, X, y):
+        """Fit; return the scores of the in-distribution rows, left out one at a time.
+
+        They are not kept: they are n numbers that only the threshold and calibration need.
+        """
         context = self._init_callback_context(max_subtasks=None)
         context.call_on_fit_task_begin(estimator=self)
         with self._fitting(X, y) as source:
@@ -118,7 +126,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
                 )
             self._keep(source, network, body, model_, **fitted)
         context.call_on_fit_task_end(estimator=self)
-        return self
+        return scores
 
     def _watch(self, context, name, n_batches, batches):
         """Yield batches, and tell scikit-learn's callbacks of each."""
