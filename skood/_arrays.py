@@ -13,6 +13,7 @@ from sklearn.utils import assert_all_finite, check_array
 from sklearn.utils.validation import validate_data
 
 from skood._compat import array_api_dispatch, get_namespace_and_device, move_to, move_to_numpy
+from skood.functional import all_finite
 
 FEATURE_BATCH_BYTES = 32 * 2**20
 NETWORK_BATCH_ROWS = 128
@@ -91,7 +92,7 @@ class _Column:
             if not (block.flags.writeable and block.dtype.isnative and min(block.strides) >= 0):
                 block = np.array(block, dtype=block.dtype.newbyteorder("="), order="C")
             block = torch.from_numpy(block)
-        if block.is_floating_point() and not bool(torch.isfinite(block).all()):
+        if block.is_floating_point() and not all_finite(block):
             assert_all_finite(
                 block.double().cpu().numpy(), estimator_name=self.owner, input_name=self.name
             )

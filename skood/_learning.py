@@ -6,6 +6,7 @@ from torch import nn
 
 from skood._arrays import NETWORK_BATCH_ROWS, TensorStore, feature_batch_rows, move
 from skood._labels import encode_labels, is_label_map
+from skood.functional import all_finite
 
 
 class LearningScorer(nn.Module):
@@ -232,7 +233,7 @@ def read(rows, body, network, batch_size):
         inputs = as_inputs(body(batch))
         for tensor in inputs:
             # A body that passes X on gives what was checked, perhaps a dict.
-            if tensor is not batch and not bool(torch.isfinite(tensor).all()):
+            if tensor is not batch and not all_finite(tensor):
                 raise ValueError(
                     "The network gives NaN or infinity for finite rows of X (the first of them "
                     f"lies in rows {positions.start} to {positions.stop - 1}). Are the rows "

@@ -16,7 +16,7 @@ from skood._labels import is_label_map, is_ood, map_kinds
 from skood._learning import LearningScorer, Training
 from skood._model import frozen_classes, warn_of_unseen
 from skood._streams import is_stream
-from skood.functional import clip_to
+from skood.functional import all_finite, clip_to
 from skood.metrics import auroc_score
 
 __all__ = ["BaseDetector"]
@@ -164,7 +164,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
 
     def _finish_scores(self, scores, dtype):
         """Return finite scores in the dtype of X."""
-        if not bool(torch.isfinite(scores).all()):
+        if not all_finite(scores):
             raise ValueError(
                 f"{type(self).__name__} gives a score that is not finite. {self._non_finite_hint}"
             )

@@ -14,7 +14,7 @@ from torch import nn
 
 from skood import ASHDetector, GMMDetector, GradNormDetector, NACDetector, NNGuideDetector
 from skood.detectors._ash import largest_mask
-from skood.functional import energy
+from skood.functional import all_finite, energy
 
 ALL = pytest.mark.parametrize("detector", SETTINGS, ids=name_of)
 pytestmark = pytest.mark.filterwarnings(
@@ -320,3 +320,15 @@ def test_nac_counts_of_two_parts_add_up(seed, bins, cut):
     whole = counts(X)
     np.testing.assert_array_equal(counts(X[:cut]) + counts(X[cut:]), whole)
     assert (whole.sum(1) == len(X)).all()
+
+
+@given(
+    values=st.lists(
+        st.floats(width=32, allow_nan=True, allow_infinity=True), min_size=1, max_size=9
+    ),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]),
+)
+def test_all_finite_equals_isfinite(values, dtype):
+    """Sums that overflow or cancel to NaN included."""
+    x = torch.tensor(values, dtype=torch.float64).to(dtype)
+    assert all_finite(x) == bool(torch.isfinite(x).all())
