@@ -304,6 +304,6 @@ def join(parts, n_rows=None):
     return out[:stop]
 
 
-def feature_batch_rows(row_bytes):
-    """Return how many rows of this size fill 32 MiB: in cache no longer, but far from memory."""
-    return max(1, FEATURE_BATCH_BYTES // max(1, row_bytes))
+def feature_batch_rows(row_bytes, n_bytes=FEATURE_BATCH_BYTES):
+    """Return how many rows of this size fill 32 MiB, or another number of bytes."""
+    return max(1, n_bytes // max(1, row_bytes))

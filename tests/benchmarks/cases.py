@@ -35,7 +35,7 @@ LAYERS = ["layer1", "layer2", "layer3", "layer4"]
 class BankOnly(NNGuideDetector):
     """NNGuide without its threshold, for which fit compares every row with the whole bank."""
 
-    def _fit_scorer(self, scorer, training, dtype):
+    def _fit_scorer(self, scorer, training, network, dtype):
         training.run()
         scorer.start(training)
         for inputs, codes, positions in training.batches("learn"):
