@@ -301,7 +301,7 @@ def exponents(detector, X, sizes, setting):
     rounds = []
     for _ in range(setting.pairs):
         times = [seconds(partial(detector.score_samples, X[:n]), setting.device) for n in sizes]
-        rounds.append(np.polyfit(np.log(sizes), np.log(times), 1)[0] - 1)
+        rounds.append(float(np.polyfit(np.log(sizes), np.log(times), 1)[0]) - 1)
     return rounds
 
 
