@@ -28,6 +28,11 @@ def namespace_of(X):
     return xp.__name__, str(device)
 
 
+def is_named(X):
+    """Tell a dict of arrays from an array; scipy's dok_array is a dict too."""
+    return isinstance(X, Mapping) and not issparse(X)
+
+
 def as_array(values):
     """Return one entry of a dict as a tensor or an ndarray of numbers."""
     if isinstance(values, torch.Tensor):
@@ -129,8 +134,7 @@ class Rows:
 
     def __init__(self, estimator, X, *, reset, min_samples=1):
         owner = type(estimator).__name__
-        # scipy's dok_array is a dict too.
-        self.is_named = isinstance(X, Mapping) and not issparse(X)
+        self.is_named = is_named(X)
         if self.is_named:
             self.namespace, self.native_device, self._native = "numpy", "cpu", None
             self._columns = {

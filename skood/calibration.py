@@ -12,6 +12,7 @@ from sklearn.model_selection import KFold, StratifiedKFold, train_test_split
 from sklearn.utils import _safe_indexing, get_tags, indexable
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
+from skood._arrays import is_named
 from skood._compat import HasMethods, Interval, StrOptions, _fit_context, move_to_numpy
 from skood._labels import as_labels, encode_labels, is_ood
 from skood._model import is_trained
@@ -82,14 +83,14 @@ def conformal_p_values(calibration, scores, *, tail="none", log=False):
 
 def n_rows(X):
     """Return the number of rows of an array, a frame, a list or a dict of these."""
-    return _num_samples(next(iter(X.values())) if isinstance(X, dict) else X)
+    return _num_samples(next(iter(X.values())) if is_named(X) else X)
 
 
 def take(X, rows):
     """Return rows of X, ascending indices; all of them are not copied."""
     if len(rows) == n_rows(X):
         return X
-    if isinstance(X, dict):
+    if is_named(X):
         return {name: _safe_indexing(values, rows) for name, values in X.items()}
     return _safe_indexing(X, rows)
 
@@ -99,7 +100,7 @@ def in_distribution(X, y):
     if is_stream(X):
         # Detectors leave out rows themselves, by the labels of its batches.
         return X, y
-    X = X if isinstance(X, dict) else indexable(X)[0]
+    X = X if is_named(X) else indexable(X)[0]
     if n_rows(X) < 2:
         raise ValueError(f"Found {n_rows(X)} sample in X while a minimum of 2 is required.")
     rows, classes, codes = encode_labels(y, n_rows(X))
@@ -224,7 +225,7 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
     >>> detector = ConformalDetector(GMMDetector(), method="loo").fit(X, y)
     >>> rows = [[5.1, 3.5, 1.4, 0.2], [0.0, 0.0, 0.0, 0.0]]
     >>> detector.p_values(rows).round(3)
-    array([0.907, 0.007])
+    array([0.993, 0.007])
     >>> detector.predict(rows)
     array([ 1, -1])
     """
@@ -302,7 +303,7 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
             folds = self._hold_out(X, y) if X_cal is None else [(X, y, X_cal, y_cal)]
             for X_fit, y_fit, X_held, y_held in folds:
                 detectors.append(clone(self.detector).fit(X_fit, y_fit))
-                held = self._scores(detectors[-1], X_held)
+                held = self._scores(detectors[-1], X_held, calibrates=True)
                 scores.append(held if y_held is None else held[~is_ood(y_held)])
                 groups.append(self._group(X_held, y_held, len(scores[-1])))
         names, known = np.unique(np.concatenate(groups)), _known_labels(detectors[0])
@@ -378,7 +379,7 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
                 "method='split' or 'cross'."
             )
         detector = clone(self.detector)
-        return [detector], [self._check_scores(detector._fit(X, y))]
+        return [detector], [self._check_scores(detector._fit(X, y), calibrates=True)]
 
     def _group(self, X, y, n_inside):
         """Return what each in-distribution row is compared within."""
@@ -389,18 +390,23 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
             return np.zeros(n_inside)
         return as_labels(y)[inside]
 
-    def _scores(self, detector, X):
-        return self._check_scores(_score_rows(detector, X))
+    def _scores(self, detector, X, calibrates=False):
+        return self._check_scores(_score_rows(detector, X), calibrates)
 
     @staticmethod
-    def _check_scores(scores):
+    def _check_scores(scores, calibrates):
         """Return the scores of rows as float64, or raise."""
-        scores = np.asarray(move_to_numpy(scores), dtype=np.float64)
+        scores = move_to_numpy(scores)
+        eps = np.finfo(np.result_type(scores.dtype, np.float32)).eps
+        scores = scores.astype(np.float64)
         if scores.ndim != 1 or np.isnan(scores).any():
             raise ValueError(
                 f"The detector gives scores of shape {scores.shape}, {np.isnan(scores).sum()} of "
                 "them NaN. Calibration takes one number a row."
             )
+        if calibrates:
+            # Equal rows score unequally in batches of unlike sizes, and must count as equal.
+            scores -= 16 * eps * np.median(np.abs(scores))
         return scores.clip(-LARGEST, LARGEST)
 
     def _warn_of_few(self):
