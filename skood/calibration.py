@@ -303,7 +303,7 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
             folds = self._hold_out(X, y) if X_cal is None else [(X, y, X_cal, y_cal)]
             for X_fit, y_fit, X_held, y_held in folds:
                 detectors.append(clone(self.detector).fit(X_fit, y_fit))
-                held = self._scores(detectors[-1], X_held)
+                held = self._scores(detectors[-1], X_held, calibrates=True)
                 scores.append(held if y_held is None else held[~is_ood(y_held)])
                 groups.append(self._group(X_held, y_held, len(scores[-1])))
         names, known = np.unique(np.concatenate(groups)), _known_labels(detectors[0])
@@ -379,7 +379,7 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
                 "method='split' or 'cross'."
             )
         detector = clone(self.detector)
-        return [detector], [self._check_scores(detector._fit(X, y))]
+        return [detector], [self._check_scores(detector._fit(X, y), calibrates=True)]
 
     def _group(self, X, y, n_inside):
         """Return what each in-distribution row is compared within."""
@@ -390,18 +390,23 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
             return np.zeros(n_inside)
         return as_labels(y)[inside]
 
-    def _scores(self, detector, X):
-        return self._check_scores(_score_rows(detector, X))
+    def _scores(self, detector, X, calibrates=False):
+        return self._check_scores(_score_rows(detector, X), calibrates)
 
     @staticmethod
-    def _check_scores(scores):
+    def _check_scores(scores, calibrates):
         """Return the scores of rows as float64, or raise."""
-        scores = np.asarray(move_to_numpy(scores), dtype=np.float64)
+        scores = move_to_numpy(scores)
+        eps = np.finfo(np.result_type(scores.dtype, np.float32)).eps
+        scores = scores.astype(np.float64)
         if scores.ndim != 1 or np.isnan(scores).any():
             raise ValueError(
                 f"The detector gives scores of shape {scores.shape}, {np.isnan(scores).sum()} of "
                 "them NaN. Calibration takes one number a row."
             )
+        if calibrates:
+            # Equal rows score unequally in batches of unlike sizes, and must count as equal.
+            scores -= 16 * eps * np.median(np.abs(scores))
         return scores.clip(-LARGEST, LARGEST)
 
     def _warn_of_few(self):
