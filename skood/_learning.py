@@ -4,7 +4,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from skood._arrays import NETWORK_BATCH_ROWS, TensorStore, feature_batch_rows, move
+from skood._arrays import (
+    NETWORK_BATCH_ROWS,
+    PIECE_BYTES,
+    TensorStore,
+    feature_batch_rows,
+    move,
+)
 from skood._labels import encode_labels, is_label_map
 from skood.functional import all_finite
 
@@ -159,7 +165,7 @@ class Training:
         if self._store is None:
             pairs = self._read(name)
         else:
-            size = self._batch_size or feature_batch_rows(self._store.row_bytes)
+            size = self._batch_size or feature_batch_rows(self._store.row_bytes, PIECE_BYTES)
             pairs = self._store.batches(size, self.device)
             pairs = self._watch(name, -(-self.n_samples // size), pairs)
         for positions, inputs in pairs:

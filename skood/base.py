@@ -9,7 +9,7 @@ from sklearn.base import OutlierMixin
 from sklearn.callback import CallbackSupportMixin
 from sklearn.utils import check_random_state
 
-from skood._arrays import feature_batch_rows, join, namespace_of
+from skood._arrays import PIECE_BYTES, feature_batch_rows, join, namespace_of
 from skood._compat import Interval, _fit_context, move_to_numpy
 from skood._estimator import NetworkEstimator, computing
 from skood._labels import is_label_map, is_ood, map_kinds
@@ -20,10 +20,6 @@ from skood.functional import all_finite, clip_to
 from skood.metrics import auroc_score
 
 __all__ = ["BaseDetector"]
-
-# Temporaries of this size stay in cache. Those of a batch of 32 MiB are mapped anew each time: half
-# of the time of ASH and GradNorm on features.
-PIECE_BYTES = 4 * 2**20
 
 
 class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):

@@ -282,7 +282,7 @@ class ASHDetector(BaseDetector):
         return nn.Identity(), ASHNetworkScorer(edited, score)
 
     def _inspect(self, scorer, inputs):
-        if isinstance(scorer, ASHHeadScorer) and bool((inputs[0] < 0).any()):
+        if isinstance(scorer, ASHHeadScorer) and bool(inputs[0].amin() < 0):
             warn(
                 "The features are signed, which ASH does not assume: it keeps the largest values "
                 "and takes them for the strongest. Features after a ReLU suit it, or another "
