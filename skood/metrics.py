@@ -2,28 +2,35 @@
 
 import difflib
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import average_precision_score, det_curve
-from sklearn.utils import check_array, check_consistent_length
+from sklearn.utils import check_array, check_consistent_length, check_random_state
 
+from skood import _intervals
 from skood._compat import move_to_numpy
-from skood._labels import as_labels, is_ood
+from skood._labels import as_labels, is_ood, map_kinds
 from skood._model import warn_of_unseen
 
 
-def _evaluate(metric, y_true, y_score):
-    """Return metric(in-distribution mask, scores); nan where one kind of row is missing."""
+def _check_rows(y_true, y_score):
+    """Return the mask of in-distribution rows and the scores."""
     inside = ~is_ood(y_true)
     scores = move_to_numpy(y_score)
     if scores.ndim != 1:
         raise ValueError(f"y_score must have shape (n_samples,), got {scores.shape}.")
     check_consistent_length(inside, scores)
     # float32 sorts twice as fast as float64.
-    scores = check_array(
+    return inside, check_array(
         scores, ensure_2d=False, dtype=[np.float64, np.float32], input_name="y_score"
     )
+
+
+def _evaluate(metric, y_true, y_score):
+    """Return metric(in-distribution mask, scores); nan where one kind of row is missing."""
+    inside, scores = _check_rows(y_true, y_score)
     n_inside = np.count_nonzero(inside)
     if n_inside in (0, len(inside)):
         warnings.warn(
@@ -270,10 +277,7 @@ def fpr_at_tpr_score(y_true, y_score, *, tpr=0.95, positive="in"):
         if positive == "out":
             inside, scores = ~inside, -scores
         positives, negatives = scores.compress(inside), scores.compress(~inside)
-        # The fewest positives whose share is tpr; the product may be rounded.
-        n_accepted = int(tpr * len(positives))
-        n_accepted += n_accepted / len(positives) < tpr
-        last = len(positives) - n_accepted
+        last = len(positives) - _intervals.fewest(tpr, len(positives))
         threshold = np.partition(positives, last)[last]
         return np.count_nonzero(negatives >= threshold) / len(negatives)
 
@@ -334,6 +338,65 @@ def detection_error_score(y_true, y_score):
         return (fprs + fnrs).min() / 2
 
     return _evaluate(detection_error, y_true, y_score)
+
+
+def autc_score(y_true, y_score):
+    r"""Area under the threshold curve: both error rates, averaged over all thresholds.
+
+    The scores are scaled to [0, 1] by their minimum and maximum. AUTC is the mean of the areas
+    under the false positive and the false negative rate as functions of the threshold, which is
+
+    .. math::
+        \tfrac12 - \tfrac12 \bigl(\overline{s_\text{in}} - \overline{s_\text{OOD}}\bigr)
+
+    Unlike metrics of ranks it asks that the kinds are far apart, as a threshold that is chosen
+    without OOD rows needs it. One extreme score compresses all others: clip or transform the
+    scores before where they have no natural range.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_samples,)
+        Labels; negative numbers mean OOD, any other label in-distribution.
+    y_score : array-like of shape (n_samples,)
+        Scores, higher means more in-distribution, as `score_samples` and `decision_function`
+        return them. A torch tensor may be on any device and require gradients.
+
+    Returns
+    -------
+    score : float
+        Between 0 and 1, lower is better, 0.5 is guessing and what equal scores reach. nan, with
+        an :class:`~sklearn.exceptions.UndefinedMetricWarning`, if only one kind of row is present.
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ, there are no rows, or a score is NaN or infinite.
+
+    Notes
+    -----
+    The rates are steps and their areas exact. The code of [1]_ joins their points by straight
+    lines, and takes scores that lie in [0, 1] as they are.
+
+    References
+    ----------
+    .. [1] G. Humblot-Renaux, S. Escalera and T. Moeslund, "Beyond AUROC & co. for evaluating
+       out-of-distribution detection performance", CVPR Workshops 2023.
+       https://arxiv.org/abs/2306.14658
+
+    Examples
+    --------
+    >>> from skood.metrics import autc_score
+    >>> autc_score([0, 1, -1, -1], [1.0, 0.75, 0.25, 0.0])
+    0.125
+    >>> autc_score([0, 1, -1, -1], [1.0, 0.25, 0.25, 0.0])
+    0.25
+    """
+
+    def area(inside, scores):
+        scores = _intervals.rescale(scores)
+        return 0.5 - (scores[inside].mean() - scores[~inside].mean()) / 2
+
+    return _evaluate(area, y_true, y_score)
 
 
 def _is_correct(y_true, y_pred):
@@ -431,8 +494,7 @@ def ccr_at_fpr_score(y_true, y_pred, y_score, *, fpr=0.05):
 
     def rate(inside, scores):
         outside = np.sort(scores[~inside])[::-1]
-        # The slack is for 0.29 * 100, which is less than 29 in floating point.
-        n_accepted = int(fpr * len(outside) * (1 + 1e-12))
+        n_accepted = _intervals.most(fpr, len(outside))
         accepted = inside if n_accepted == len(outside) else scores > outside[n_accepted]
         return (correct & accepted).sum() / inside.sum()
 
@@ -486,6 +548,411 @@ def aurc_score(y_true, y_pred, y_score):
     return float((wrong[last - 1] / last).mean())
 
 
+def aurra_score(y_true, y_pred, y_score):
+    """Area under the response rate accuracy curve of selective classification.
+
+    The mean over all rows of the accuracy at the threshold that just accepts that row: 1 minus
+    the area under the risk-coverage curve, `aurc_score`.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_samples,)
+        Labels; negative numbers mean OOD: no predicted class is right.
+    y_pred : array-like of shape (n_samples,)
+        The classes that the classifier predicts, without a reject option.
+    y_score : array-like of shape (n_samples,)
+        Scores, higher means more trustworthy.
+
+    Returns
+    -------
+    score : float
+        Between 0 and 1, higher is better.
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ, there are no rows, or a score is NaN or infinite.
+
+    See Also
+    --------
+    aurc_score : The same for the risk.
+
+    References
+    ----------
+    .. [1] D. Hendrycks, K. Zhao, S. Basart, J. Steinhardt and D. Song, "Natural Adversarial
+       Examples", CVPR 2021. https://arxiv.org/abs/1907.07174
+
+    Examples
+    --------
+    >>> from skood.metrics import aurra_score
+    >>> aurra_score([0, 1, 0, 1], [0, 1, 1, 1], [0.9, 0.8, 0.2, 0.1])
+    0.8541666666666667
+    """
+    return 1 - aurc_score(y_true, y_pred, y_score)
+
+
+def segmentation_score(metric, y_true, y_score, *, average="pixels"):
+    """Compute a metric of OOD detection on the pixels of label maps.
+
+    Parameters
+    ----------
+    metric : str or callable
+        A name in `get_scorer_names`, which stands for the function and is not negated, or a
+        callable ``metric(y_true, y_score)`` such as `auroc_score`.
+    y_true : array of shape (n_samples, H, W)
+        Labels of pixels; negative numbers mean OOD, 255 is ignored.
+    y_score : array of shape (n_samples, H, W)
+        Scores, higher means more in-distribution.
+    average : {"pixels", "images"}, default="pixels"
+        "pixels" pools the pixels of all images. "images" is the mean over the images that hold
+        both in-distribution and OOD pixels, which leaves out differences between images.
+
+    Returns
+    -------
+    score : float
+        What `metric` returns; nan, with an
+        :class:`~sklearn.exceptions.UndefinedMetricWarning`, where no pixels of both kinds are
+        there to compare.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or are no maps, or there is no such metric or average.
+
+    Notes
+    -----
+    Pixels of one image are far from independent: `confidence_interval` of pooled pixels is much
+    too narrow.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skood.metrics import segmentation_score
+    >>> y_true = np.array([[[0, 1, -1, 255]], [[3, 2, 1, -1]]])
+    >>> y_score = np.array([[[0.9, 0.5, 0.1, 0.0]], [[0.6, 0.3, 0.1, 0.2]]])
+    >>> segmentation_score("auroc", y_true, y_score)
+    0.85
+    >>> segmentation_score("auroc", y_true, y_score, average="images")
+    0.8333333333333333
+    """
+    if not callable(metric):
+        metric, _ = _SCORERS[_check_name(metric, _SCORERS, "scorer")]
+    if average not in ("pixels", "images"):
+        raise ValueError(f'average must be "pixels" or "images", got {average!r}.')
+    kinds, scores = map_kinds(y_true), move_to_numpy(y_score)
+    if kinds.ndim != 3 or kinds.shape != scores.shape:
+        raise ValueError(
+            "y_true and y_score must be maps of one shape (n_samples, H, W), got "
+            f"{kinds.shape} and {scores.shape}."
+        )
+    if average == "pixels":
+        return metric(kinds[kinds != 0], scores[kinds != 0])
+    both = [(image == 1).any() and (image == -1).any() for image in kinds]
+    if not any(both):
+        warnings.warn(
+            "No image holds both in-distribution and OOD pixels. The result is set to nan.",
+            UndefinedMetricWarning,
+            stacklevel=2,
+        )
+        return float("nan")
+    values = [
+        metric(image[image != 0], image_scores[image != 0])
+        for image, image_scores in zip(kinds[both], scores[both], strict=True)
+    ]
+    return float(np.mean(values))
+
+
+# The names of the metrics that have intervals, and whether they ask for y_pred.
+_METRICS = {
+    "aupr_in": (aupr_in_score, False),
+    "aupr_out": (aupr_out_score, False),
+    "aurc": (aurc_score, True),
+    "auroc": (auroc_score, False),
+    "aurra": (aurra_score, True),
+    "autc": (autc_score, False),
+    "ccr_at_fpr": (ccr_at_fpr_score, True),
+    "detection_error": (detection_error_score, False),
+    "fpr95": (fpr_at_tpr_score, False),
+    "oscr": (oscr_score, True),
+}
+
+
+class ConfidenceInterval(NamedTuple):
+    """The bounds that `confidence_interval` returns."""
+
+    low: float
+    high: float
+
+
+class PairedTest(NamedTuple):
+    """What `paired_test` returns: a difference, its interval, the p-value of no difference."""
+
+    difference: float
+    low: float
+    high: float
+    pvalue: float
+
+
+def _values(names, y_true, y_pred, y_score):
+    """Return the metrics of these names in an array."""
+    values = []
+    for name in names:
+        metric, needs_classes = _METRICS[name]
+        values.append(metric(y_true, *([y_pred] if needs_classes else []), y_score))
+    return np.array(values)
+
+
+def _check_inference(metric, y_pred, confidence_level, n_resamples):
+    """Return the names of metrics in a list."""
+    names = [metric] if isinstance(metric, str) else list(metric)
+    for name in names:
+        _check_name(name, _METRICS, "metric")
+        if _METRICS[name][1] and y_pred is None:
+            raise ValueError(f"{name!r} needs y_pred, the predicted classes.")
+    if not 0 < confidence_level < 1:
+        raise ValueError(f"confidence_level={confidence_level!r} must lie between 0 and 1.")
+    if n_resamples < 2:
+        raise ValueError(f"n_resamples={n_resamples!r} must be at least 2.")
+    return names
+
+
+def _standard_errors(names, values, y_true, y_preds, y_scores, n_resamples, random_state):
+    """Return standard errors of values, metrics or differences of two, and the pairs of rows.
+
+    0 means that the rows show no spread.
+    """
+    rows = [_check_rows(y_true, y_score) for y_score in y_scores]
+    inside, scores = rows[0][0], [score for _, score in rows]
+    corrects = [None if y_pred is None else _is_correct(y_true, y_pred) for y_pred in y_preds]
+    n_pairs = min(size for size in (inside.sum(), (~inside).sum()) if size)
+    errors = dict.fromkeys(names, 0.0)
+    # One row says nothing of how rows of its kind vary.
+    resampled = [
+        name for name, value in zip(names, values, strict=True) if n_pairs > 1 and value == value
+    ]
+    if "auroc" in resampled:
+        resampled.remove("auroc")
+        counts = [_intervals.placements(inside, score) for score in scores]
+        difference = counts[0] if len(counts) == 1 else map(np.subtract, *counts)
+        errors["auroc"] = _intervals.delong_error(list(difference))
+    rng = np.random.default_rng(check_random_state(random_state).randint(2**31))
+    if "fpr95" in resampled and len(scores) == 1:
+        resampled.remove("fpr95")
+        replicates = _intervals.resample_fpr95(inside, *scores, n_resamples, rng)
+        errors["fpr95"] = replicates.std(ddof=1)
+    if resampled:
+        replicates = _intervals.resample(resampled, inside, corrects, scores, n_resamples, rng)
+        differences = replicates[0] if len(scores) == 1 else replicates[0] - replicates[1]
+        errors.update(zip(resampled, differences.std(axis=1, ddof=1), strict=True))
+    # Replicates that are equal may differ by rounding.
+    return {name: error if error > 1e-12 else 0.0 for name, error in errors.items()}, n_pairs
+
+
+def confidence_interval(
+    metric,
+    y_true,
+    y_score,
+    *,
+    y_pred=None,
+    confidence_level=0.95,
+    n_resamples=500,
+    random_state=None,
+):
+    r"""Confidence interval of a metric, for rows that are drawn independently.
+
+    .. math::
+        \operatorname{logit} m \pm z \, \frac{\sigma}{m (1 - m)}
+
+    with the metric :math:`m` and its standard error :math:`\sigma`, the in-distribution and the
+    OOD rows being two samples: by DeLong's formula [1]_ for AUROC, else by the bootstrap that
+    draws the rows of both kinds separately. The detection error is divided by its largest value,
+    0.5, before.
+
+    Parameters
+    ----------
+    metric : str or list of str
+        "auroc", "aupr_in", "aupr_out", "fpr95", "detection_error", "autc", "oscr", "ccr_at_fpr",
+        "aurc" or "aurra": the function of that name, with its default parameters. The metrics in
+        a list share the resampled rows.
+    y_true : array-like of shape (n_samples,)
+        Labels; negative numbers mean OOD, any other label in-distribution.
+    y_score : array-like of shape (n_samples,)
+        Scores, higher means more in-distribution.
+    y_pred : array-like of shape (n_samples,), default=None
+        The predicted classes, for "oscr", "ccr_at_fpr", "aurc" and "aurra".
+    confidence_level : float, default=0.95
+        The share of samples in which such an interval holds the true value.
+    n_resamples : int, default=500
+        How often rows are drawn, except for AUROC. The width of an interval varies by
+        1 / sqrt(2 n_resamples), 3 % of itself, from draw to draw.
+    random_state : int, RandomState instance or None, default=None
+        An int makes the intervals reproducible.
+
+    Returns
+    -------
+    interval : ConfidenceInterval or dict
+        A named tuple (low, high) that holds the metric; for a list, a dict of them by name.
+        (nan, nan) where the metric is nan, with its warning.
+
+    Raises
+    ------
+    ValueError
+        If the metric would raise one, there is none of this name, `y_pred` is missing, or a
+        parameter is out of its range.
+
+    See Also
+    --------
+    paired_test : Whether two detectors differ.
+
+    Notes
+    -----
+    The randomness is that of the rows to be scored: a network or detector that is trained anew
+    varies beyond it.
+
+    Where the metric reaches the end of its range, no replicate differs, or a kind of row has a
+    single row, the interval is that of n = min(n_in, n_out) disjoint pairs of rows which agree,
+    a share :math:`q = ((1 - c) / 2)^{1/n}` of all at least (Clopper and Pearson): an AUROC of 1
+    has the interval (q, 1), which is an exact bound. For the other metrics q is a rule of thumb.
+
+    Nominal 95 % held the true value in PLACEHOLDER.
+
+    References
+    ----------
+    .. [1] E. DeLong, D. DeLong and D. Clarke-Pearson, "Comparing the areas under two or more
+       correlated receiver operating characteristic curves", Biometrics 44, 1988.
+    .. [2] X. Sun and W. Xu, "Fast implementation of DeLong's algorithm", IEEE Signal Processing
+       Letters 21, 2014.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skood.metrics import auroc_score, confidence_interval
+    >>> rng = np.random.default_rng(0)
+    >>> y_true = np.repeat([0, -1], 100)
+    >>> y_score = rng.normal(size=200) + 2 * (y_true == 0)
+    >>> round(auroc_score(y_true, y_score), 3)
+    0.915
+    >>> low, high = confidence_interval("auroc", y_true, y_score)
+    >>> round(low, 3), round(high, 3)
+    (0.868, 0.947)
+    >>> intervals = confidence_interval(["fpr95", "aupr_in"], y_true, y_score, random_state=0)
+    >>> [round(bound, 2) for bound in intervals["fpr95"]]
+    [0.26, 0.58]
+    """
+    names = _check_inference(metric, y_pred, confidence_level, n_resamples)
+    values = _values(names, y_true, y_pred, y_score)
+    errors, n_pairs = _standard_errors(
+        names, values, y_true, [y_pred], [y_score], n_resamples, random_state
+    )
+    intervals = {}
+    for name, value in zip(names, values, strict=True):
+        highest = 0.5 if name == "detection_error" else 1.0
+        intervals[name] = ConfidenceInterval(
+            *_intervals.interval(value, errors[name], n_pairs, confidence_level, highest)
+        )
+    return intervals[metric] if isinstance(metric, str) else intervals
+
+
+def paired_test(
+    metric,
+    y_true,
+    y_score_1,
+    y_score_2,
+    *,
+    y_pred=None,
+    confidence_level=0.95,
+    n_resamples=500,
+    random_state=None,
+):
+    """Test whether a metric of two detectors differs, both having scored the same rows.
+
+    The standard error of the difference is DeLong's for AUROC, else that of the bootstrap which
+    draws the same rows for both detectors; the difference is taken for normally distributed.
+
+    Parameters
+    ----------
+    metric : str or list of str
+        As for `confidence_interval`.
+    y_true : array-like of shape (n_samples,)
+        Labels; negative numbers mean OOD, any other label in-distribution.
+    y_score_1, y_score_2 : array-likes of shape (n_samples,)
+        The scores of the two detectors, higher means more in-distribution.
+    y_pred : array-like of shape (n_samples,) or a tuple of two, default=None
+        The predicted classes, for "oscr", "ccr_at_fpr", "aurc" and "aurra"; a tuple where the
+        two detectors go with different classifiers.
+    confidence_level : float, default=0.95
+        The level of the interval.
+    n_resamples : int, default=500
+        How often rows are drawn, except for AUROC.
+    random_state : int, RandomState instance or None, default=None
+        An int makes the result reproducible.
+
+    Returns
+    -------
+    test : PairedTest or dict
+        A named tuple (difference, low, high, pvalue): the metric of the first detector minus
+        that of the second, its interval, and the two-sided p-value of no difference, which is
+        below 1 - `confidence_level` where the interval leaves out 0. For a list of metrics, a
+        dict by name. All nan where a metric is nan, with its warning.
+
+    Raises
+    ------
+    ValueError
+        If the metric would raise one, there is none of this name, `y_pred` is missing, or a
+        parameter is out of its range.
+
+    See Also
+    --------
+    confidence_interval : The interval of one detector; its notes hold here as well.
+
+    Notes
+    -----
+    A p-value is meant for one comparison that was planned: the best of many detectors differs
+    from the second by chance more often.
+
+    References
+    ----------
+    .. [1] E. DeLong, D. DeLong and D. Clarke-Pearson, "Comparing the areas under two or more
+       correlated receiver operating characteristic curves", Biometrics 44, 1988.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skood.metrics import paired_test
+    >>> rng = np.random.default_rng(0)
+    >>> y_true = np.repeat([0, -1], 100)
+    >>> good = rng.normal(size=200) + 2 * (y_true == 0)
+    >>> test = paired_test("auroc", y_true, good, good + rng.normal(size=200))
+    >>> round(test.difference, 3), round(test.pvalue, 4)
+    (0.053, 0.0124)
+    """
+    names = _check_inference(metric, y_pred, confidence_level, n_resamples)
+    y_scores = [y_score_1, y_score_2]
+    y_preds = list(y_pred) if isinstance(y_pred, tuple) and len(y_pred) == 2 else [y_pred] * 2
+    first, second = (
+        _values(names, y_true, y_pred, y_score)
+        for y_pred, y_score in zip(y_preds, y_scores, strict=True)
+    )
+    differences = first - second
+    errors, n_pairs = _standard_errors(
+        names, differences, y_true, y_preds, y_scores, n_resamples, random_state
+    )
+    tests = {}
+    for name, difference in zip(names, differences.tolist(), strict=True):
+        bounds = _intervals.paired_test(difference, errors[name], n_pairs, confidence_level)
+        tests[name] = PairedTest(difference, *bounds)
+    return tests[metric] if isinstance(metric, str) else tests
+
+
+def _check_name(name, known, what):
+    """Return a name, or raise a ValueError with the nearest known ones."""
+    if name not in known:
+        near = difflib.get_close_matches(str(name).lower(), known, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise ValueError(f"There is no {what} {name!r}.{hint} Known are {sorted(known)}.")
+    return name
+
+
 def _known_labels(estimator):
     """Return the labels that a fitted estimator does not call OOD, or None if it does not say."""
     if hasattr(estimator, "best_estimator_"):
@@ -514,6 +981,7 @@ _SCORERS = {
     "aupr_in": (aupr_in_score, 1),
     "aupr_out": (aupr_out_score, 1),
     "auroc": (auroc_score, 1),
+    "autc": (autc_score, -1),
     "detection_error": (detection_error_score, -1),
     "fpr95": (fpr_at_tpr_score, -1),
 }
@@ -552,7 +1020,7 @@ def get_scorer_names():
     --------
     >>> from skood.metrics import get_scorer_names
     >>> get_scorer_names()
-    ['aupr_in', 'aupr_out', 'auroc', 'detection_error', 'fpr95']
+    ['aupr_in', 'aupr_out', 'auroc', 'autc', 'detection_error', 'fpr95']
     """
     return sorted(_SCORERS)
 
@@ -566,9 +1034,9 @@ def get_scorer(name):
 
     Parameters
     ----------
-    name : {"auroc", "aupr_in", "aupr_out", "fpr95", "detection_error"}
-        The metric. "fpr95" (FPR at a TPR of 0.95) and "detection_error" are negated, since
-        scikit-learn takes the higher of two scores for the better one.
+    name : {"auroc", "aupr_in", "aupr_out", "fpr95", "detection_error", "autc"}
+        The metric. "fpr95" (FPR at a TPR of 0.95), "detection_error" and "autc" are negated,
+        since scikit-learn takes the higher of two scores for the better one.
 
     Returns
     -------
@@ -604,8 +1072,4 @@ def get_scorer(name):
     >>> get_scorer("fpr95")(backwards, X, y)
     -1.0
     """
-    if name not in _SCORERS:
-        near = difflib.get_close_matches(str(name).lower(), _SCORERS, cutoff=0.5)
-        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise ValueError(f"There is no scorer {name!r}.{hint} Known are {get_scorer_names()}.")
-    return _OODScorer(name)
+    return _OODScorer(_check_name(name, _SCORERS, "scorer"))

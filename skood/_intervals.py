@@ -1,0 +1,280 @@
+"""Standard errors of metrics by DeLong and by the stratified bootstrap, and their intervals."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import expit, logit, ndtr, ndtri
+
+# Counts in a block of replicates: 2 MiB, so that a block stays in cache.
+BLOCK = 2**18
+
+
+def interval(value, error, n_pairs, level, highest=1.0):
+    """Return the bounds of a metric from its standard error, on the logit scale.
+
+    Where the data show no spread, they still are `n_pairs` disjoint pairs of an in-distribution
+    and an OOD row that agree. Pairs agree with probability q; at q = ((1 - level) / 2)^(1/n_pairs),
+    the bound of Clopper and Pearson, all would do so too rarely. The pairs that do not agree may
+    have any value.
+    """
+    share = value / highest
+    if error > 0 and 0 < share < 1:
+        middle = logit(share)
+        width = ndtri((1 + level) / 2) * error / highest / (share * (1 - share))
+        low, high = expit(middle - width), expit(middle + width)
+    else:
+        agree = ((1 - level) / 2) ** (1 / n_pairs)
+        low, high = agree * share, agree * share + 1 - agree
+    # logit and expit are rounded.
+    return float(min(highest * low, value)), float(max(highest * high, value))
+
+
+def paired_test(difference, error, n_pairs, level):
+    """Return the bounds of a difference from its standard error, and its p-value.
+
+    Without any spread the bounds are those of `interval` for values between -1 and 1.
+    """
+    if error > 0:
+        width = ndtri((1 + level) / 2) * error
+        low, high = difference - width, difference + width
+        pvalue = 2 * ndtr(-abs(difference) / error)
+    else:
+        agree = ((1 - level) / 2) ** (1 / n_pairs)
+        low, high = (agree * difference + sign * (1 - agree) for sign in (-1, 1))
+        # The level at which a bound is 0.
+        pvalue = np.minimum(1, 2 * (1 + abs(difference)) ** -n_pairs)
+    return *(float(bound) for bound in np.clip([low, high], -1, 1)), float(pvalue)
+
+
+def placements(inside, scores):
+    """Count for each row the rows of the other kind below it, twice, ties once.
+
+    Returns
+    -------
+    counts : list of two ndarrays
+        Of the in-distribution and of the OOD rows, in their order.
+    """
+    kinds = [scores[inside], scores[~inside]]
+    counts = []
+    for kind, other in (kinds, kinds[::-1]):
+        other = np.sort(other)
+        counts.append(sum(np.searchsorted(other, kind, side) for side in ("left", "right")))
+    return counts
+
+
+def delong_error(counts):
+    """Return DeLong's standard error of an AUROC, or of a difference, from its placements."""
+    n_pairs = len(counts[0]) * len(counts[1])
+    # Integers, so that equal placements have no variance at all.
+    variances = [np.var(kind, ddof=1) * len(kind) for kind in counts]
+    return np.sqrt(sum(variances)) / (2 * n_pairs)
+
+
+class Curve(NamedTuple):
+    """How many rows are accepted at each threshold, for a block of replicates.
+
+    The counts have shape (n_replicates, n_thresholds + 1): none at first, all at last. Equal
+    scores are one threshold.
+    """
+
+    inside: np.ndarray
+    outside: np.ndarray
+    correct: np.ndarray
+    thresholds: np.ndarray
+
+
+class Ranking:
+    """The scores of one detector, sorted once.
+
+    Parameters
+    ----------
+    inside : ndarray of shape (n_samples,), dtype bool
+        The in-distribution rows.
+    correct : ndarray of shape (n_samples,), dtype bool, or None
+        The rows that are classified correctly; none of them is OOD. None if no metric asks.
+    scores : ndarray of shape (n_samples,)
+        Higher is more in-distribution.
+    """
+
+    def __init__(self, inside, correct, scores):
+        thresholds = np.unique(scores)[::-1]
+        self.thresholds = rescale(thresholds)
+        self.orders, self.accepted = [], []
+        for kind in (inside, ~inside):
+            values = -scores[kind]
+            order = slice(None) if (values[:-1] <= values[1:]).all() else np.argsort(values)
+            accepted = np.searchsorted(values[order], -thresholds, "right")
+            self.orders.append(order)
+            self.accepted.append(np.concatenate([[0], accepted]))
+        self.correct = None if correct is None else correct[inside][self.orders[0]]
+
+    def curve(self, counts):
+        """Return the curve of resampled rows from how often each row of both kinds is drawn."""
+        kinds = [kind[:, order] for kind, order in zip(counts, self.orders, strict=True)]
+        inside, outside = map(cumulate, kinds, self.accepted)
+        correct = self.correct
+        if correct is not None:
+            correct = cumulate(kinds[0] * correct, self.accepted[0])
+        return Curve(inside, outside, correct, self.thresholds)
+
+
+def rescale(scores):
+    """Return scores as float64 between 0 and 1; zeros if all are equal."""
+    # Halves, since the difference of two float64 numbers may overflow.
+    scores = scores.astype(np.float64) / 2
+    scores -= scores.min()
+    return scores / (scores.max() or 1)
+
+
+def cumulate(counts, through):
+    """Return the sums of the first `through` counts."""
+    sums = np.zeros((len(counts), counts.shape[1] + 1), dtype=counts.dtype)
+    np.cumsum(counts, axis=1, out=sums[:, 1:])
+    return sums.take(through, axis=1)
+
+
+def aupr_in(curve):
+    """Average over the in-distribution rows the precision at their thresholds."""
+    # Thresholds of rows that were not drawn accept nothing at the top.
+    precision = curve.inside / np.maximum(curve.inside + curve.outside, 1)
+    gains = np.diff(curve.inside, axis=1)
+    return (gains * precision[:, 1:]).sum(axis=1) / curve.inside[:, -1]
+
+
+def aupr_out(curve):
+    """Average over the OOD rows the precision of rejecting at their thresholds."""
+    rejected = [(kind[:, -1:] - kind)[:, ::-1] for kind in (curve.outside, curve.inside)]
+    return aupr_in(curve._replace(inside=rejected[0], outside=rejected[1]))
+
+
+def fewest(share, n):
+    """Return the smallest count of n rows that is at least a share of them."""
+    # The product may be rounded.
+    count = int(share * n)
+    return count + (count / n < share)
+
+
+def fpr95(curve):
+    """Share of OOD rows accepted where 95 % of the in-distribution rows are."""
+    n_accepted = fewest(0.95, curve.inside[0, -1])
+    first = (curve.inside >= n_accepted).argmax(axis=1)
+    return curve.outside[np.arange(len(first)), first] / curve.outside[:, -1]
+
+
+def detection_error(curve):
+    """Return the smallest mean of both error rates."""
+    missed = 1 - curve.inside / curve.inside[:, -1:]
+    return (missed + curve.outside / curve.outside[:, -1:]).min(axis=1) / 2
+
+
+def autc(curve):
+    """Area under both error rates over the thresholds, scaled to [0, 1]."""
+    drawn = np.diff(curve.inside + curve.outside, axis=1) > 0
+    highest = curve.thresholds[drawn.argmax(axis=1)]
+    lowest = curve.thresholds[::-1][drawn[:, ::-1].argmax(axis=1)]
+    inside, outside = (
+        np.diff(kind, axis=1) @ curve.thresholds / kind[:, -1]
+        for kind in (curve.inside, curve.outside)
+    )
+    spread = np.where(highest > lowest, highest - lowest, 1)
+    return 0.5 - (inside - outside) / (2 * spread)
+
+
+def oscr(curve):
+    """Area under the rate of correct and accepted rows over that of accepted OOD rows."""
+    area = np.trapezoid(curve.correct, curve.outside, axis=1)
+    return area / (curve.inside[:, -1] * curve.outside[:, -1])
+
+
+def ccr_at_fpr(curve):
+    """Share of in-distribution rows accepted and correct where 5 % of the OOD rows are."""
+    n_accepted = most(0.05, curve.outside[0, -1])
+    last = (curve.outside <= n_accepted).sum(axis=1) - 1
+    return curve.correct[np.arange(len(last)), last] / curve.inside[:, -1]
+
+
+def most(share, n):
+    """Return the largest count of n rows that is at most a share of them."""
+    # The slack is for 0.29 * 100, which is less than 29 in floating point.
+    return int(share * n * (1 + 1e-12))
+
+
+def aurc(curve):
+    """Average over all rows the share of wrong classes among the rows accepted with each."""
+    accepted = curve.inside + curve.outside
+    risk = 1 - curve.correct / np.maximum(accepted, 1)
+    return (np.diff(accepted, axis=1) * risk[:, 1:]).sum(axis=1) / accepted[:, -1]
+
+
+def aurra(curve):
+    """Average over all rows the accuracy among the rows accepted with each."""
+    return 1 - aurc(curve)
+
+
+CURVE_METRICS = {
+    metric.__name__: metric
+    for metric in (aupr_in, aupr_out, fpr95, detection_error, autc, oscr, ccr_at_fpr, aurc, aurra)
+}
+
+
+def draw(rng, n, n_replicates):
+    """Return how often each of n rows is drawn when n are drawn with replacement."""
+    rows = rng.integers(max(n, 1), size=(n_replicates, n))
+    rows += n * np.arange(n_replicates)[:, np.newaxis]
+    return np.bincount(rows.ravel(), minlength=n_replicates * n).reshape(n_replicates, n)
+
+
+def resample(names, inside, corrects, scores, n_resamples, rng):
+    """Evaluate metrics on resampled rows, the two kinds drawn separately.
+
+    Parameters
+    ----------
+    names : list of str
+        Keys of `CURVE_METRICS`.
+    inside : ndarray of shape (n_samples,), dtype bool
+        The in-distribution rows.
+    corrects, scores : lists of ndarrays of shape (n_samples,)
+        One array a detector.
+    n_resamples : int
+        The number of replicates, which are the same rows for all detectors and metrics.
+    rng : Generator
+        The source of randomness.
+
+    Returns
+    -------
+    values : ndarray of shape (n_detectors, n_metrics, n_resamples)
+        The metrics.
+    """
+    # Rows in the order of the first detector's scores need no sorting of their counts.
+    order = np.argsort(-scores[0])
+    inside = inside[order]
+    rankings = [
+        Ranking(inside, None if correct is None else correct[order], score[order])
+        for correct, score in zip(corrects, scores, strict=True)
+    ]
+    sizes = np.count_nonzero(inside), np.count_nonzero(~inside)
+    values = np.empty((len(rankings), len(names), n_resamples))
+    n_rows = max(1, BLOCK // len(inside))
+    for start in range(0, n_resamples, n_rows):
+        part = values[:, :, start : start + n_rows]
+        counts = [draw(rng, size, part.shape[2]) for size in sizes]
+        for ranking, results in zip(rankings, part, strict=True):
+            curve = ranking.curve(counts)
+            for name, result in zip(names, results, strict=True):
+                result[:] = CURVE_METRICS[name](curve)
+    return values
+
+
+def resample_fpr95(inside, scores, n_resamples, rng):
+    """Draw FPR95 of resampled rows of one detector, each from two random numbers.
+
+    The threshold is an order statistic of drawn rows: of n uniform numbers the k-th smallest has
+    a Beta(k, n - k + 1) distribution. The drawn OOD rows that reach it are binomial.
+    """
+    kind, other = -np.sort(-scores[inside]), np.sort(scores[~inside])
+    k, n_other = fewest(0.95, len(kind)), len(other)
+    drawn = rng.beta(k, len(kind) - k + 1, size=n_resamples) * len(kind)
+    # A Beta number may be rounded to 1.
+    thresholds = kind[np.minimum(drawn.astype(np.int64), len(kind) - 1)]
+    accepted = n_other - np.searchsorted(other, thresholds)
+    return rng.binomial(n_other, accepted / n_other) / n_other
