@@ -1,14 +1,20 @@
 """Every detector on one benchmark, as a table and a picture; ``python -m skood`` runs it."""
 
 import textwrap
+import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
+from sklearn.base import clone
 from sklearn.metrics import roc_curve
 from torch import nn
 
+from skood._compat import move_to_numpy
+from skood._labels import as_labels, is_ood
 from skood.detectors import (
     ASHDetector,
     GMMDetector,
@@ -16,7 +22,14 @@ from skood.detectors import (
     NACDetector,
     NNGuideDetector,
 )
-from skood.metrics import aupr_out_score, auroc_score, fpr_at_tpr_score
+from skood.metrics import (
+    _score_rows,
+    _values,
+    aupr_out_score,
+    auroc_score,
+    confidence_interval,
+    fpr_at_tpr_score,
+)
 
 __all__ = [
     "DigitsNetwork",
@@ -24,6 +37,7 @@ __all__ = [
     "Result",
     "default_baselines",
     "default_detectors",
+    "evaluate",
     "format_advice",
     "format_table",
     "plot",
@@ -238,16 +252,17 @@ class Result:
         Whether it is there for comparison only.
     fit_seconds, score_seconds : float
         The time of `fit` on the training rows and of `score_samples` on all others.
-    threshold : float
-        The score below which `predict` says -1.
     false_alarms : float
-        The share of fresh in-distribution rows, between 0 and 1, that `predict` calls -1.
+        The share of fresh in-distribution rows, between 0 and 1, that `predict` calls -1; nan
+        without `predict`.
     nominal : float or None
         The share that the detector was asked for, its `false_alarm_rate`.
     scores : ndarray of shape (n_test,)
         Scores of the fresh in-distribution rows.
     ood_scores : dict of str to ndarray of shape (n_ood,)
         Scores of each OOD set.
+    threshold : float, default=nan
+        The score below which `predict` says -1.
 
     Attributes
     ----------
@@ -260,19 +275,25 @@ class Result:
     baseline: bool
     fit_seconds: float
     score_seconds: float
-    threshold: float
     false_alarms: float
     nominal: float | None
     scores: np.ndarray = field(repr=False)
     ood_scores: dict = field(repr=False)
-    metrics: dict = field(init=False)
+    threshold: float = float("nan")
 
-    def __post_init__(self):
-        self.metrics = {}
-        for kind, ood in self.ood_scores.items():
-            y = np.repeat([1, -1], [len(self.scores), len(ood)])
-            both = np.concatenate([self.scores, ood])
-            self.metrics[kind] = {name: metric(y, both) for name, metric in _METRICS.items()}
+    @cached_property
+    def metrics(self):
+        """For each OOD set, the metrics."""
+        return {
+            kind: {name: metric(*self.labelled(kind)) for name, metric in _METRICS.items()}
+            for kind in self.ood_scores
+        }
+
+    def labelled(self, kind):
+        """Return 1 or -1 for each in-distribution row and each of an OOD set, and their scores."""
+        ood = self.ood_scores[kind]
+        y = np.repeat([1, -1], [len(self.scores), len(ood)])
+        return y, np.concatenate([self.scores, ood])
 
     @property
     def mean_auroc(self):
@@ -285,27 +306,26 @@ class Result:
         return f"{self.name} (baseline)" if self.baseline else self.name
 
 
-def _evaluate(name, detector, data, baseline):
-    """Fit a detector and score the test rows and all OOD rows in one call."""
+def _measure(name, detector, X_train, y_train, X_id, ood_sets, baseline=False):
+    """Fit a detector and score the fresh in-distribution rows and each OOD set."""
     start = time.perf_counter()
-    detector.fit(data.X_train, data.y_train)
+    detector.fit(X_train, y_train)
     fitted = time.perf_counter()
-    scores = detector.score_samples(np.concatenate([data.X_test, *data.ood.values()]))
+    scores = move_to_numpy(_score_rows(detector, X_id))
+    ood_scores = {kind: move_to_numpy(_score_rows(detector, X)) for kind, X in ood_sets.items()}
     scored = time.perf_counter()
-    sizes = [len(data.X_test), *map(len, data.ood.values())]
-    inside, *outside = np.split(scores, np.cumsum(sizes)[:-1])
-    # The difference is the threshold for any outlier detector, a Pipeline too.
-    threshold = float(inside[0]) - float(detector.decision_function(data.X_test[:1])[0])
+    false_alarms = float("nan")
+    if hasattr(detector, "predict"):
+        false_alarms = float(np.mean(move_to_numpy(detector.predict(X_id)) == -1))
     return Result(
         name=name,
         baseline=baseline,
         fit_seconds=fitted - start,
         score_seconds=scored - fitted,
-        threshold=threshold,
-        false_alarms=float(np.mean(detector.predict(data.X_test) == -1)),
+        false_alarms=false_alarms,
         nominal=getattr(detector, "false_alarm_rate", None),
-        scores=inside,
-        ood_scores=dict(zip(data.ood, outside, strict=True)),
+        scores=scores,
+        ood_scores=ood_scores,
     )
 
 
@@ -343,10 +363,187 @@ def run(detectors, data, *, baselines=None, on_result=None):
     todo += [(*pair, True) for pair in (baselines or {}).items()]
     results = []
     for name, detector, baseline in todo:
-        results.append(_evaluate(name, detector, data, baseline))
+        rows = data.X_train, data.y_train, data.X_test, data.ood
+        result = _measure(name, detector, *rows, baseline=baseline)
+        # The difference is the threshold for any outlier detector, a Pipeline too.
+        decision = detector.decision_function(data.X_test[:1])
+        result.threshold = float(result.scores[0]) - float(decision[0])
+        results.append(result)
         if on_result is not None:
             on_result(results[-1])
     return results
+
+
+@contextmanager
+def _memory():
+    """Yield a function that returns by how many MiB the process has grown at most since."""
+    import psutil
+
+    process, stop = psutil.Process(), threading.Event()
+    before = peak = process.memory_info().rss
+
+    def watch():
+        nonlocal peak
+        while not stop.wait(0.005):
+            peak = max(peak, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield lambda: (max(peak, process.memory_info().rss) - before) / 2**20
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def _named(detectors):
+    """Return a dict of detectors; those without a name are called after their class."""
+    if isinstance(detectors, dict):
+        return detectors
+    if not isinstance(detectors, (list, tuple)):
+        detectors = [detectors]
+    named = {}
+    for detector in detectors:
+        name = type(detector).__name__
+        if name in named:
+            raise ValueError(
+                f"There are several detectors of class {name}: give a dict that names them."
+            )
+        named[name] = detector
+    return named
+
+
+def _check_inside(y_train, y_id):
+    """Raise if labels say that rows which should be in-distribution are not."""
+    known = None
+    if y_train is not None:
+        known = np.unique(as_labels(y_train)[~is_ood(y_train)])
+    ood = is_ood(y_id, known)
+    if ood.any():
+        labels = list(dict.fromkeys(as_labels(y_id)[ood].tolist()))
+        raise ValueError(
+            f"y_id labels {np.count_nonzero(ood)} of {len(ood)} rows as out-of-distribution: "
+            f"{', '.join(map(repr, labels[:5]))} are negative or no class of y_train. Put these "
+            "rows into ood_sets."
+        )
+
+
+def evaluate(
+    detectors,
+    X_train,
+    y_train,
+    X_id,
+    y_id,
+    ood_sets,
+    *,
+    metrics=("auroc", "aupr_in", "aupr_out", "fpr95"),
+    confidence_level=0.95,
+    n_resamples=500,
+    random_state=None,
+    on_result=None,
+):
+    """Compare detectors on one's own data, with confidence intervals, times and memory.
+
+    Parameters
+    ----------
+    detectors : estimator, list of estimator or dict of str to estimator
+        Anything with `fit` and `score_samples` or `decision_function`, scikit-learn's outlier
+        detectors and Pipelines included. They are cloned; a
+        :class:`~sklearn.frozen.FrozenEstimator` is used as it was fitted.
+    X_train : array-like of shape (n_train, ...)
+        What the detectors are fitted on, of any kind that they take.
+    y_train : array-like of shape (n_train,) or None
+        Its class labels; rows whose label is a negative number are out-of-distribution.
+    X_id : array-like of shape (n_id, ...)
+        Fresh in-distribution rows, that neither the detectors nor their network have seen.
+    y_id : array-like of shape (n_id,) or None
+        Their class labels, to check that they are in-distribution.
+    ood_sets : dict of str to array-like of shape (n_ood, ...)
+        Out-of-distribution rows, by name.
+    metrics : sequence of str, default=("auroc", "aupr_in", "aupr_out", "fpr95")
+        Or "detection_error" and "autc", as :func:`skood.metrics.confidence_interval` knows them.
+    confidence_level : float, default=0.95
+        Of the intervals. They answer how far another draw of test rows of the same size would
+        move the figure; not another training, and not other kinds of OOD rows.
+    n_resamples : int, default=500
+        See :func:`skood.metrics.confidence_interval`.
+    random_state : int, RandomState or None, default=None
+        Draws the resamples. Detectors have their own.
+    on_result : callable, default=None
+        Called with the name of each detector that is done, for a progress bar.
+
+    Returns
+    -------
+    table : pandas.DataFrame
+        A row for each detector and OOD set, with the columns "detector", "ood", "n_id", "n_ood";
+        for each metric its value, and with "_low" and "_high" behind its name the ends of the
+        interval; "false_alarms", the share of `X_id` that `predict` calls -1; "fit_seconds";
+        "score_seconds", of `X_id` and all OOD sets together; "memory_mib", by how many MiB the
+        process grew at most, which leaves out the memory of a GPU. The last four belong to the
+        detector and are the same for all OOD sets.
+
+    Raises
+    ------
+    ImportError
+        If pandas or psutil is not installed.
+    ValueError
+        If there is no OOD set, or `y_id` says that rows are out-of-distribution.
+
+    Examples
+    --------
+    >>> from sklearn.ensemble import IsolationForest
+    >>> from skood import GMMDetector
+    >>> from skood.benchmark import evaluate
+    >>> from skood.datasets import load_digits_ood
+    >>> data = load_digits_ood(as_images=False)
+    >>> table = evaluate(
+    ...     [GMMDetector(), IsolationForest(random_state=0)],
+    ...     data.X_train, data.y_train, data.X_test, data.y_test, data.ood, random_state=0,
+    ... )
+    >>> list(table.columns[:7])
+    ['detector', 'ood', 'n_id', 'n_ood', 'auroc', 'auroc_low', 'auroc_high']
+    >>> best = table.sort_values("auroc").groupby("ood").last()
+    >>> best.loc["near", "detector"]
+    'GMMDetector'
+    """
+    try:
+        import pandas as pd
+        import psutil  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f'evaluate needs {error.name}: pip install "skood[evaluate]"') from error
+    if not ood_sets:
+        raise ValueError("ood_sets is empty: give at least one set of OOD rows, by name.")
+    if y_id is not None:
+        _check_inside(y_train, y_id)
+    table = []
+    for name, detector in _named(detectors).items():
+        with _memory() as grown:
+            result = _measure(name, clone(detector), X_train, y_train, X_id, ood_sets)
+            memory_mib = grown()
+        for kind, ood in result.ood_scores.items():
+            y, scores = result.labelled(kind)
+            row = {"detector": name, "ood": kind, "n_id": len(result.scores), "n_ood": len(ood)}
+            intervals = confidence_interval(
+                list(metrics),
+                y,
+                scores,
+                confidence_level=confidence_level,
+                n_resamples=n_resamples,
+                random_state=random_state,
+            )
+            values = _values(intervals, y, None, scores)
+            for (metric, bounds), value in zip(intervals.items(), values, strict=True):
+                row |= {metric: value, f"{metric}_low": bounds.low, f"{metric}_high": bounds.high}
+            row |= {
+                "false_alarms": result.false_alarms,
+                "fit_seconds": result.fit_seconds,
+                "score_seconds": result.score_seconds,
+                "memory_mib": memory_mib,
+            }
+            table.append(row)
+        if on_result is not None:
+            on_result(name)
+    return pd.DataFrame(table)
 
 
 def _align(rows):
