@@ -45,8 +45,8 @@ for axis, image, label, truth in zip(axes.flat, X[shown, 0], said, y[shown], str
 # **Is it better than the usual way**, to call those rows unknown whose largest softmax probability
 # is low? OSCR compares them at all thresholds at once: the area under the share of known rows that
 # are accepted *and* classified correctly, over the share of unknown rows that are accepted. All
-# scores are of the same rows, so their differences are tested in pairs: that is sharper than to look
-# whether two intervals overlap.
+# scores are of the same rows, so their differences are tested in pairs: that is sharper than to
+# look whether two intervals overlap.
 softmax = default_baselines(net)["max softmax"].fit(data.X_train, data.y_train)
 scores = {name: model.score_samples(X) for name, model in models.items()}
 scores["max softmax"] = softmax.score_samples(X)
