@@ -1,8 +1,8 @@
 """Every display of `skood.plots` on real data, as PNGs in a folder.
 
 A network knows the digits 0 to 5; its detectors meet the digits 6 to 9, textures and noise. For the
-score map a small network names the digit at each pixel of a strip of them, among them one that it
-has never seen.
+score map a detector learns the pixels of one half of a photograph and scores those of the other,
+into which a flower was put.
 
 ``python examples/displays.py pictures`` writes into the folder ``pictures``; without a folder, the
 pictures are drawn and thrown away.
@@ -15,15 +15,17 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
+from scipy.ndimage import uniform_filter
+from sklearn.cluster import KMeans
+from sklearn.datasets import load_sample_images
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import train_test_split
-from torch import nn
 
-from skood import ASHDetector
+from skood import GMMDetector
 from skood.benchmark import default_detectors, train_digits_network
 from skood.calibration import ConformalDetector
 from skood.datasets import load_digits_ood
+from skood.metrics import auroc_score
 from skood.plots import (
     DetectorComparisonDisplay,
     OODPrecisionRecallDisplay,
@@ -33,62 +35,31 @@ from skood.plots import (
     ScoreMapDisplay,
 )
 
-N_BLANK, N_DIGITS, UNSEEN = 6, 8, 7
 
-
-def draw_strips(images, digits, n_strips, random_state):
-    """Return strips of digits at random heights, (n, 1, 16, 80), and the class of each pixel."""
-    strips = np.zeros((n_strips, 1, 16, 10 * N_DIGITS), dtype=np.float32)
-    labels = np.full((n_strips, 16, 10 * N_DIGITS), N_BLANK)
-    for strip, label in zip(strips, labels, strict=True):
-        chosen = random_state.choice(len(images), N_DIGITS, replace=False)
-        tops = random_state.integers(0, 9, N_DIGITS)
-        for number, (row, top) in enumerate(zip(chosen, tops, strict=True)):
-            place = slice(top, top + 8), slice(10 * number + 1, 10 * number + 9)
-            strip[0][place] = images[row]
-            label[place][images[row] > 0.25] = digits[row]
-    return strips, labels
-
-
-def train_segmenter(strips, labels, n_epochs=25):
-    """Train a network that gives logits of each pixel."""
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(1, 32, 5, padding=2),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 5, padding=2),
-        nn.ReLU(),
-        nn.Conv2d(64, 64, 5, padding=2),
-        nn.ReLU(),
-        nn.Conv2d(64, N_BLANK + 1, 1),
-    )
-    optimizer = torch.optim.AdamW(net.parameters(), lr=0.002)
-    X, y = torch.from_numpy(strips), torch.from_numpy(labels)
-    for _ in range(n_epochs):
-        for rows in torch.randperm(len(X)).split(20):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(net(X[rows]), y[rows]).backward()
-            optimizer.step()
-    return net
+def describe_pixels(photograph):
+    """Return the mean and the spread of the colours around each pixel, (n_pixels, 6)."""
+    colors, size = photograph / 255, (15, 15, 1)
+    means = uniform_filter(colors, size)
+    spreads = np.sqrt(np.maximum(uniform_filter(colors**2, size) - means**2, 0))
+    return np.concatenate([means, spreads], axis=2).reshape(-1, 6)
 
 
 def map_scores():
-    """Draw the score map of a strip that holds an unseen digit."""
-    random_state = np.random.default_rng(0)
-    images, digits = load_digits(return_X_y=True)
-    images = (images / 16).reshape(-1, 8, 8).astype(np.float32)
-    known, unseen = digits < 6, digits == UNSEEN
-    net = train_segmenter(*draw_strips(images[known][:800], digits[known][:800], 200, random_state))
-    fresh = images[known][800:], digits[known][800:]
-    detector = ASHDetector(net, variant="p", percentile=0)
-    detector.fit(*draw_strips(*fresh, 50, random_state))
-    strip, truth = draw_strips(*fresh, 1, random_state)
-    odd, place = images[unseen][0], (slice(4, 12), slice(41, 49))
-    strip[0, 0, :, 40:50], truth[0, :, 40:50] = 0, N_BLANK
-    strip[0, 0][place] = odd
-    truth[0][place][odd > 0.25] = -1
-    print(f"pixels of the {UNSEEN} against the others: AUROC {detector.score(strip, truth):.3f}")
-    return ScoreMapDisplay.from_estimator(detector, strip[0], name=f"A {UNSEEN} among known digits")
+    """Draw the score map of one half of a photograph, with a flower in it that is not its own."""
+    temple, flower = load_sample_images().images
+    half = temple.shape[1] // 2
+    known = describe_pixels(temple[:, :half])
+    kinds = KMeans(8, random_state=0).fit_predict(known)
+    detector = GMMDetector(false_alarm_rate=0.0001).fit(known, kinds)
+    image, truth = temple[:, half:].copy(), np.ones((len(temple), half), dtype=int)
+    place = slice(280, 400), slice(150, 270)
+    image[place], truth[place] = flower[80:320:2, 220:460:2], -1
+    scores = detector.decision_function(describe_pixels(image)).reshape(truth.shape)
+    auroc = auroc_score(truth.ravel(), scores.ravel())
+    print(f"pixels of the flower against those of the photograph: AUROC {auroc:.3f}")
+    return ScoreMapDisplay.from_predictions(
+        image, scores, threshold=0, name="GMMDetector", score_name="decision_function"
+    )
 
 
 def draw_all():

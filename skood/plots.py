@@ -53,12 +53,16 @@ def _new_axes(ax, figsize=None):
     """Return the axes to draw on and their figure; only new ones take pyplot."""
     if ax is None:
         pyplot = import_matplotlib("pyplot")
-        _, ax = pyplot.subplots(figsize=figsize, layout="constrained")
+        _, ax = pyplot.subplots(figsize=figsize, layout="compressed")
     return ax, ax.figure
 
 
-def _legend_above(ax, **options):
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False, **options)
+def _legend_above(ax, n_columns=1):
+    """Explain what is drawn, each label once, where it covers nothing."""
+    handles, labels = ax.get_legend_handles_labels()
+    entries = dict(zip(labels, handles, strict=True))
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "frameon": False}
+    ax.legend(entries.values(), entries.keys(), ncols=n_columns, **place)
 
 
 def _title(ax, name, pad=None):
@@ -312,7 +316,7 @@ class ScoreHistogramDisplay(_ScoresDisplay):
             self.line_ = ax.axvline(
                 self.threshold, color="black", linestyle="--", linewidth=1, label="threshold"
             )
-            _legend_above(ax, ncols=2)
+            _legend_above(ax, 2)
         ax.set(xlim=(edges[0], edges[-1]), ylim=(0, len(sets)), xlabel=self.score_name)
         ax.set_yticks(np.arange(len(sets)) + 0.4, list(sets)[::-1])
         _title(ax, self.name, LEGEND_HEIGHT)
@@ -369,11 +373,13 @@ class _CurveDisplay(_ScoresDisplay):
         """Draw ``trace(ood, threshold)``: x, y, a point of the curve and what to call it."""
         if tpr is None and self.threshold is None:
             raise ValueError("There is no threshold to mark: give the share tpr, such as 0.95.")
-        ax, self.figure_ = _new_axes(ax)
+        ax, self.figure_ = _new_axes(ax, (6, 5.6))
         self.ax_ = ax
         threshold = self.threshold if tpr is None else _threshold_at_tpr(self.scores, tpr)
         self.line_, self.point_ = [], []
-        for number, (set_name, ood) in enumerate(self.ood_scores.items()):
+        # After the curves of other detectors.
+        n_before = sum(line.get_drawstyle() == "steps-post" for line in ax.lines)
+        for number, (set_name, ood) in enumerate(self.ood_scores.items(), n_before):
             x, y, point, label = trace(ood, threshold)
             name = " on ".join(filter(None, [self.name, set_name]))
             style = {"color": COLORS[1 + number % 5], "linewidth": 1.8, **(options or {})}
@@ -482,7 +488,7 @@ class OODRocCurveDisplay(_CurveDisplay):
             ax.set_xticks(ticks, [f"≤{texts[0]}", *texts[1:]])
             ax.tick_params(axis="x", which="minor", bottom=False)
         ax.set(xlabel="OOD rows accepted (FPR)", ylabel="in-distribution rows accepted (TPR)")
-        ax.legend(loc="lower right")
+        _legend_above(ax)
         return self
 
 
@@ -571,12 +577,12 @@ class OODPrecisionRecallDisplay(_CurveDisplay):
             ax.axhline(len(ood) / (n_inside + len(ood)), color=line.get_color(), ls=":", lw=1)
             for ood, line in zip(self.ood_scores.values(), self.line_, strict=True)
         ]
-        self.chance_level_[0].set_label("guessing")
+        ax.plot([], [], color=GRAY, ls=":", lw=1, label="guessing")
         ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="OOD rows found (recall)")
         ax.set_ylabel("OOD among the rows called OOD (precision)")
         _percent(ax.xaxis)
         _percent(ax.yaxis)
-        ax.legend(loc="lower left")
+        _legend_above(ax)
         return self
 
 
@@ -674,7 +680,7 @@ class DetectorComparisonDisplay:
         ax.set_ylim(n_rows - 0.5, -0.5)
         better = "higher" if sign > 0 else "lower"
         ax.set_xlabel(f"{self._LABELS.get(self.metric, self.metric)} ({better} is better)")
-        _legend_above(ax, ncols=n_ood)
+        _legend_above(ax, n_ood)
         return self
 
     @classmethod
@@ -895,8 +901,7 @@ class PValueDisplay:
             levels = below / (n + 1)
             counts = betabinom(n_fresh, below, n + 1 - below)
         low, high = counts.interval(confidence_level)
-        ends = np.array([0, 1])
-        return np.insert(ends, 1, levels), *(np.insert(ends, 1, c / n_fresh) for c in (low, high))
+        return np.r_[0, levels, 1], np.r_[0, low / n_fresh, 1], np.r_[0, high / n_fresh, 1]
 
     @classmethod
     def from_estimator(cls, estimator, X, y=None, *, name=None, ax=None, **options):
@@ -1023,14 +1028,14 @@ class ScoreMapDisplay:
         self.name = name
         self.score_name = score_name
 
-    def plot(self, ax=None, *, cmap="cividis", alpha=0.65):
+    def plot(self, ax=None, *, cmap="viridis", alpha=0.65):
         """Draw the image, the scores over it and the outline.
 
         Parameters
         ----------
         ax : matplotlib.axes.Axes, default=None
             Where to draw. None: a new figure.
-        cmap : str or matplotlib.colors.Colormap, default="cividis"
+        cmap : str or matplotlib.colors.Colormap, default="viridis"
             Colours from low to high. The lowest and the highest 1 % of the pixels take the ends.
         alpha : float, default=0.65
             How much the scores cover the image, from 0 to 1.
@@ -1066,10 +1071,8 @@ class ScoreMapDisplay:
                 colors=[COLORS[1]],
                 linewidths=2,
             )
-            handle = import_matplotlib("lines").Line2D(
-                [], [], color=COLORS[1], linewidth=2, label=f"{REJECTED} inside"
-            )
-            _legend_above(ax, handles=[handle])
+            ax.plot([], [], color=COLORS[1], linewidth=2, label=f"{REJECTED} inside")
+            _legend_above(ax)
         ax.set(xticks=[], yticks=[])
         _title(ax, self.name, LEGEND_HEIGHT)
         return self
