@@ -19,6 +19,7 @@ from skood.metrics import (
     _score_rows,
     _threshold_at_tpr,
     auroc_score,
+    get_scorer,
 )
 
 __all__ = [
@@ -60,9 +61,10 @@ def _new_axes(ax, figsize=None):
 def _legend_above(ax, n_columns=1):
     """Explain what is drawn, each label once, where it covers nothing."""
     handles, labels = ax.get_legend_handles_labels()
-    entries = dict(zip(labels, handles, strict=True))
+    # Where a second detector is drawn, what it repeats stays last.
+    entries = dict(zip(labels[::-1], handles[::-1], strict=True))
     place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "frameon": False}
-    ax.legend(entries.values(), entries.keys(), ncols=n_columns, **place)
+    ax.legend([*entries.values()][::-1], [*entries][::-1], ncols=n_columns, **place)
 
 
 def _title(ax, name, pad=None):
@@ -753,7 +755,7 @@ class DetectorComparisonDisplay:
             The display, drawn.
         """
         import_matplotlib("figure")
-        score, _ = _SCORERS[metric]
+        score, _ = _SCORERS[get_scorer(metric).name]
         random_state = check_random_state(random_state)
 
         def statistic(inside, ood):

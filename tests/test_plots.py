@@ -294,7 +294,7 @@ def test_two_detectors_in_one_picture(predictions, ax):
             y, scores, ood_labels=OOD_LABELS, name=name, ax=ax, curve_kwargs={"linewidth": 3}
         )
     assert [text.partition(":")[0] for text in legend(display)] == [
-        "A on far", "A on near", "at 95 % TPR", "guessing", "B on far", "B on near",
+        "A on far", "A on near", "B on far", "B on near", "at 95 % TPR", "guessing",
     ]  # fmt: skip
     assert [line.get_color() for line in display.line_] == list(COLORS[3:5])
     assert all(line.get_linewidth() == 3 for line in display.line_)
@@ -341,6 +341,11 @@ def test_comparison_of_a_detector_named_twice():
     frame = pd.concat([next(table())[1]] * 2)
     with pytest.raises(ValueError, match="more than one row"):
         DetectorComparisonDisplay.from_frame(frame)
+
+
+def test_comparison_by_an_unknown_metric():
+    with pytest.raises(ValueError, match="Did you mean 'auroc'"):
+        DetectorComparisonDisplay.from_predictions([0, -1], {"a": [0.1, 0.2]}, metric="AUROC")
 
 
 def test_comparison_of_predictions(predictions, rng, ax):
