@@ -58,6 +58,10 @@ def _new_axes(ax, figsize=None):
     return ax, ax.figure
 
 
+def _ood_color(number):
+    return COLORS[1 + number % (len(COLORS) - 1)]
+
+
 def _legend_above(ax, n_columns=1):
     """Explain what is drawn, each label once, where it covers nothing."""
     handles, labels = ax.get_legend_handles_labels()
@@ -301,11 +305,13 @@ class ScoreHistogramDisplay(_ScoresDisplay):
             raise ValueError(f'kind must be "hist" or "kde", got {kind!r}.')
         if xscale is None:
             xscale = "asinh" if self.threshold == 0 else "linear"
+        if xscale not in ("linear", "asinh"):
+            raise ValueError(f'xscale must be "linear" or "asinh", got {xscale!r}.')
         ax, self.figure_ = _new_axes(ax)
         self.ax_ = ax
         sets = {"in-distribution": self.scores, **self.ood_scores}
         edges = self._edges(ax, np.concatenate(list(sets.values())), bins, xscale)
-        colors = [COLORS[0], *(COLORS[1 + number % 5] for number in range(len(self.ood_scores)))]
+        colors = [COLORS[0], *map(_ood_color, range(len(self.ood_scores)))]
         self.bars_ = {}
         for level, (set_name, color) in enumerate(zip([*sets][::-1], colors[::-1], strict=True)):
             self.bars_[set_name] = self._draw_row(sets[set_name], edges, level, color, kind)
@@ -332,9 +338,9 @@ class ScoreHistogramDisplay(_ScoresDisplay):
     def _edges(self, ax, together, bins, xscale):
         """Return the edges of the bars, and scale the axis."""
         low, high = together.min(), together.max()
+        if self.threshold is not None:
+            low, high = min(low, self.threshold), max(high, self.threshold)
         if xscale == "linear":
-            if self.threshold is not None:
-                low, high = min(low, self.threshold), max(high, self.threshold)
             margin = 0.02 * (high - low) or 0.5
             return np.linspace(low - margin, high + margin, bins + 1, dtype=np.float64)
         # A log-likelihood falls without bound and a softmax stops at 1, so a linear axis would show
@@ -375,16 +381,16 @@ class _CurveDisplay(_ScoresDisplay):
         """Draw ``trace(ood, threshold)``: x, y, a point of the curve and what to call it."""
         if tpr is None and self.threshold is None:
             raise ValueError("There is no threshold to mark: give the share tpr, such as 0.95.")
+        threshold = self.threshold if tpr is None else _threshold_at_tpr(self.scores, tpr)
         ax, self.figure_ = _new_axes(ax, (6, 5.6))
         self.ax_ = ax
-        threshold = self.threshold if tpr is None else _threshold_at_tpr(self.scores, tpr)
         self.line_, self.point_ = [], []
         # After the curves of other detectors.
         n_before = sum(line.get_drawstyle() == "steps-post" for line in ax.lines)
         for number, (set_name, ood) in enumerate(self.ood_scores.items(), n_before):
             x, y, point, label = trace(ood, threshold)
             name = " on ".join(filter(None, [self.name, set_name]))
-            style = {"color": COLORS[1 + number % 5], "linewidth": 1.8, **(options or {})}
+            style = {"color": _ood_color(number), "linewidth": 1.8, **(options or {})}
             self.line_ += ax.step(x, y, where="post", label=f"{name}: {label}", **style)
             color = self.line_[-1].get_color()
             self.point_ += ax.plot(*point, "o", color=color, mec="black", clip_on=False, zorder=3)
@@ -669,8 +675,8 @@ class DetectorComparisonDisplay:
                 # The sets of a detector share the middle 60 % of its row.
                 np.arange(n_rows) + 0.6 * ((number + 0.5) / n_ood - 0.5),
                 xerr=np.abs([value - low, high - value]),
-                fmt=MARKERS[number % 5],
-                color=COLORS[1 + number % 5],
+                fmt=MARKERS[number % len(MARKERS)],
+                color=_ood_color(number),
                 markersize=5,
                 capsize=2,
                 label=set_name,

@@ -196,9 +196,25 @@ def test_histograms_of_extreme_scores(kind, threshold, ax):
         ax.clear()
 
 
-def test_bad_kind():
-    with pytest.raises(ValueError, match='kind must be "hist" or "kde"'):
-        ScoreHistogramDisplay.from_predictions([0, -1], [0.1, 0.2], kind="bars")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "bars"}, 'kind must be "hist" or "kde"'),
+        ({"xscale": "log"}, 'xscale must be "linear" or "asinh"'),
+    ],
+)
+def test_bad_options_of_histograms(options, message):
+    with pytest.raises(ValueError, match=message):
+        ScoreHistogramDisplay.from_predictions([0, -1], [0.1, 0.2], **options)
+
+
+@pytest.mark.parametrize("xscale", ["linear", "asinh"])
+@pytest.mark.parametrize("threshold", [-50.0, 50.0])
+def test_a_threshold_beyond_all_scores_is_in_the_picture(xscale, threshold, predictions, ax):
+    ScoreHistogramDisplay.from_predictions(*predictions, threshold=threshold, xscale=xscale, ax=ax)
+    low, high = ax.get_xlim()
+    # Rounding apart: the axis may end in the threshold.
+    assert low - 1e-9 <= threshold <= high + 1e-9
 
 
 def test_more_sets_than_colours(rng, ax):
