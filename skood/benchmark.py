@@ -10,7 +10,6 @@ from functools import cached_property
 import numpy as np
 import torch
 from sklearn.base import clone
-from sklearn.metrics import roc_curve
 from torch import nn
 
 from skood._compat import move_to_numpy
@@ -30,6 +29,7 @@ from skood.metrics import (
     confidence_interval,
     fpr_at_tpr_score,
 )
+from skood.plots import REJECTED, OODRocCurveDisplay, ScoreHistogramDisplay, import_matplotlib
 
 __all__ = [
     "DigitsNetwork",
@@ -49,11 +49,6 @@ N_EPOCHS = 80
 _METRICS = {"AUROC": auroc_score, "AUPR-out": aupr_out_score, "FPR95": fpr_at_tpr_score}
 _TABLE_WIDTH = 100
 _KIND_WIDTH = sum(map(len, _METRICS)) + 2 * (len(_METRICS) - 1)
-
-# Okabe and Ito's colours: told apart with any colour vision, and in gray by their order.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_N_BINS = 60
-_LOWEST_FPR = 1e-3
 
 
 class RandomAffine(nn.Module):
@@ -638,80 +633,6 @@ def format_advice(results):
     )
 
 
-def _truncate(value):
-    """Cut a number to its first significant digit."""
-    if value == 0:
-        return 0.0
-    unit = 10.0 ** np.floor(np.log10(abs(value)))
-    return float(np.trunc(value / unit) * unit)
-
-
-def _draw_histograms(axes, result, colors):
-    """Draw one histogram a kind of row, one above the other, around the threshold."""
-    sets = [v - result.threshold for v in (result.scores, *result.ood_scores.values())]
-    together = np.concatenate(sets)
-    # A log-likelihood falls without bound and a softmax stops at 1, so a linear axis would show
-    # one kind of row or the other: it is linear as far as the median test row, then logarithmic.
-    width = abs(np.median(sets[0])) or np.ptp(together) or 1.0
-    ends = np.arcsinh([min(together.min(), -width) / width, max(together.max(), width) / width])
-    edges = width * np.sinh(np.linspace(*ends, _N_BINS + 1))
-    for level, (values, color) in enumerate(zip(reversed(sets), reversed(colors), strict=True)):
-        counts, _ = np.histogram(values.clip(edges[0], edges[-1]), edges)
-        heights = 0.85 * counts / counts.max()
-        axes.stairs(level + heights, edges, baseline=level, fill=True, color=color)
-        axes.axhline(level, color="0.6", linewidth=0.6)
-    axes.axvspan(edges[0], 0, color="0.92", zorder=0)
-    axes.axvline(0, color="black", linestyle="--", linewidth=1)
-    axes.set_xscale("asinh", linear_width=width)
-    axes.set(xlim=(edges[0], edges[-1]), ylim=(0, len(sets)), yticks=[])
-    # The scale's own ticks run into each other.
-    ticks = [_truncate(edges[0]), 0.0, _truncate(edges[-1])]
-    room = 0.15 * np.ptp(ends)
-    ticks = [tick for tick in ticks if tick == 0 or abs(np.arcsinh(tick / width)) > room]
-    axes.set_xticks(ticks, [f"{tick:g}".replace("-", "\N{MINUS SIGN}") for tick in ticks])
-    axes.tick_params(axis="x", which="minor", bottom=False)
-    axes.set_xlabel("decision_function")
-    axes.set_title(result.label, fontsize=11, fontweight="bold")
-    beside = {"transform": axes.get_yaxis_transform(), "va": "center"}
-    axes.text(1.03, len(sets) - 0.6, "AUROC", **beside)
-    for row, metrics in enumerate(result.metrics.values()):
-        axes.text(1.03, len(sets) - 1.6 - row, f"{metrics['AUROC']:.3f}", **beside)
-
-
-def _draw_roc(axes, result, colors):
-    """Draw one ROC curve an OOD set, with a dot where the threshold is."""
-    accepted = np.mean(result.scores >= result.threshold)
-    for (kind, ood), color in zip(result.ood_scores.items(), colors[1:], strict=True):
-        y = np.repeat([1, 0], [len(result.scores), len(ood)])
-        fpr, tpr, _ = roc_curve(y, np.concatenate([result.scores, ood]), drop_intermediate=False)
-        axes.step(fpr.clip(_LOWEST_FPR), tpr, where="post", color=color, linewidth=1.8, label=kind)
-        wrongly = max(np.mean(ood >= result.threshold), _LOWEST_FPR)
-        axes.plot(wrongly, accepted, "o", color=color, markeredgecolor="black", clip_on=False)
-    guess = np.geomspace(_LOWEST_FPR, 1)
-    axes.plot(guess, guess, color="0.6", linestyle=":", linewidth=1)
-    axes.set(xscale="log", xlim=(_LOWEST_FPR, 1), ylim=(0, 1.02))
-    axes.set_xticks([1e-3, 1e-2, 1e-1, 1], ["≤0.1 %", "1 %", "10 %", "100 %"])
-    axes.set_yticks([0, 0.5, 1], [])
-    axes.tick_params(axis="x", which="minor", bottom=False)
-    axes.set_xlabel("OOD rows accepted")
-
-
-def _draw_legend(axes, names, colors):
-    """Fill the last cell with what colours and marks mean."""
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    handles = [Patch(color=color, label=name) for name, color in zip(names, colors, strict=True)]
-    handles += [
-        Line2D([], [], color="black", linestyle="--", label="threshold"),
-        Patch(color="0.92", label="predict says \N{MINUS SIGN}1"),
-        Line2D([], [], color="w", marker="o", mec="black", mfc="0.6", label="ROC at threshold"),
-        Line2D([], [], color="0.6", linestyle=":", label="guessing"),
-    ]
-    axes.axis("off")
-    axes.legend(handles=handles, loc="center", frameon=False, fontsize=11, labelspacing=0.8)
-
-
 def plot(results, path=None):
     """Draw the histograms of the scores and the ROC curves of each detector.
 
@@ -740,14 +661,9 @@ def plot(results, path=None):
     Scores are shown less their threshold, on an axis that is linear near it and logarithmic far
     from it. The highest bar of each histogram has the same height.
     """
-    try:
-        # Without pyplot: no window, no backend, nothing to close.
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('The picture needs matplotlib: pip install "skood[plot]"') from error
-
+    # Without pyplot: no window, no backend, nothing to close.
+    Figure = import_matplotlib("figure").Figure
     names = ["in-distribution", *results[0].ood_scores]
-    colors = _COLORS[: len(names)]
     n_columns = min(4, len(results) + 1)
     n_bands = -(-(len(results) + 1) // n_columns)
     figure = Figure(figsize=(2.7 * n_columns, 4.2 * n_bands), layout="constrained")
@@ -755,15 +671,38 @@ def plot(results, path=None):
     grid = figure.add_gridspec(2 * n_bands, n_columns)
     for number, result in enumerate(results):
         band, column = divmod(number, n_columns)
-        _draw_histograms(figure.add_subplot(grid[2 * band, column]), result, colors)
-        _draw_roc(figure.add_subplot(grid[2 * band + 1, column]), result, colors)
+        top, bottom = (figure.add_subplot(grid[2 * band + half, column]) for half in (0, 1))
+        decisions = {
+            "scores": result.scores - result.threshold,
+            "ood_scores": {k: v - result.threshold for k, v in result.ood_scores.items()},
+            "threshold": 0.0,
+        }
+        histogram = ScoreHistogramDisplay(**decisions, score_name="decision_function").plot(top)
+        roc = OODRocCurveDisplay(**decisions).plot(bottom, tpr=None, xscale="log")
+        for ax in (top, bottom):
+            ax.get_legend().remove()
+        for line, name in zip(roc.line_, result.ood_scores, strict=True):
+            line.set_label(name)
+        top.set_title(result.label, fontsize=11, fontweight="bold")
+        bottom.set(xlabel="OOD rows accepted", ylabel="")
+        bottom.set_yticks([0, 0.5, 1])
         if column == 0:
-            histograms, roc = figure.axes[-2:]
-            histograms.set_yticks(np.arange(len(names)) + 0.4, names[::-1])
-            roc.set_yticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
-            roc.set_ylabel("in-distribution\nrows accepted")
+            bottom.set_ylabel("in-distribution\nrows accepted")
+        else:
+            top.set_yticks([])
+            bottom.set_yticklabels([])
     band, column = divmod(len(results), n_columns)
-    _draw_legend(figure.add_subplot(grid[2 * band : 2 * band + 2, column]), names, colors)
+    cell = figure.add_subplot(grid[2 * band : 2 * band + 2, column])
+    cell.axis("off")
+    bars = [histogram.bars_[name] for name in names]
+    cell.legend(
+        [*bars, histogram.line_, histogram.shade_, roc.key_, roc.chance_level_],
+        [*names, "threshold", REJECTED, "ROC at threshold", "guessing"],
+        loc="center",
+        frameon=False,
+        fontsize=11,
+        labelspacing=0.8,
+    )
     if path is not None:
         figure.savefig(path, dpi=140)
     return figure

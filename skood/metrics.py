@@ -15,17 +15,28 @@ from skood._labels import as_labels, is_ood, map_kinds
 from skood._model import warn_of_unseen
 
 
+def _check_scores(scores, name="y_score"):
+    """Return scores of rows as a float array, or raise."""
+    scores = move_to_numpy(scores)
+    if scores.ndim != 1:
+        raise ValueError(f"{name} must have shape (n_samples,), got {scores.shape}.")
+    # float32 sorts twice as fast as float64.
+    return check_array(scores, ensure_2d=False, dtype=[np.float64, np.float32], input_name=name)
+
+
 def _check_rows(y_true, y_score):
     """Return the mask of in-distribution rows and the scores."""
-    inside = ~is_ood(y_true)
-    scores = move_to_numpy(y_score)
-    if scores.ndim != 1:
-        raise ValueError(f"y_score must have shape (n_samples,), got {scores.shape}.")
+    inside, scores = ~is_ood(y_true), _check_scores(y_score)
     check_consistent_length(inside, scores)
-    # float32 sorts twice as fast as float64.
-    return inside, check_array(
-        scores, ensure_2d=False, dtype=[np.float64, np.float32], input_name="y_score"
-    )
+    return inside, scores
+
+
+def _threshold_at_tpr(positives, tpr):
+    """Return the highest threshold that at least a share `tpr` of the positive scores reaches."""
+    if not 0 < tpr <= 1:
+        raise ValueError(f"tpr must be greater than 0 and at most 1, got {tpr!r}.")
+    last = len(positives) - _intervals.fewest(tpr, len(positives))
+    return np.partition(positives, last)[last]
 
 
 def _evaluate(metric, y_true, y_score):
@@ -268,8 +279,6 @@ def fpr_at_tpr_score(y_true, y_score, *, tpr=0.95, positive="in"):
     >>> fpr_at_tpr_score(y_true, y_score, positive="out")
     0.25
     """
-    if not 0 < tpr <= 1:
-        raise ValueError(f"tpr must be greater than 0 and at most 1, got {tpr!r}.")
     if positive not in ("in", "out"):
         raise ValueError(f'positive must be "in" or "out", got {positive!r}.')
 
@@ -277,9 +286,7 @@ def fpr_at_tpr_score(y_true, y_score, *, tpr=0.95, positive="in"):
         if positive == "out":
             inside, scores = ~inside, -scores
         positives, negatives = scores.compress(inside), scores.compress(~inside)
-        last = len(positives) - _intervals.fewest(tpr, len(positives))
-        threshold = np.partition(positives, last)[last]
-        return np.count_nonzero(negatives >= threshold) / len(negatives)
+        return np.count_nonzero(negatives >= _threshold_at_tpr(positives, tpr)) / len(negatives)
 
     return _evaluate(fpr_at_tpr, y_true, y_score)
 
