@@ -849,7 +849,7 @@ def confidence_interval(
     (0.911, 0.969)
     >>> intervals = confidence_interval(["fpr95", "aupr_in"], y_true, y_score, random_state=0)
     >>> [round(bound, 2) for bound in intervals["fpr95"]]
-    [0.26, 0.58]
+    [0.14, 0.36]
     """
     names = _check_inference(metric, y_pred, confidence_level, n_resamples)
     values = _values(names, y_true, y_pred, y_score)

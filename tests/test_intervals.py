@@ -1,5 +1,6 @@
 """Confidence intervals and paired tests: against plain references, and over repetitions."""
 
+import tracemalloc
 import warnings
 from itertools import product
 
@@ -113,27 +114,24 @@ def test_delong_equals_all_pairs(inside, outside):
     assert _intervals.delong_error(difference) ** 2 == pytest.approx(expected, abs=1e-12)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(rows=rows, seed=st.integers(0, 2**31))
 def test_resampled_metrics_are_those_of_repeated_rows(rows, seed):
-    """Whichever detector comes first, ties and rows that are not drawn included."""
+    """In any order of the rows, ties and rows that are not drawn included."""
     y_true, y_pred, y_score = np.array(rows).T
     inside = y_true >= 0
     if inside.all() or not inside.any():
         return
-    scores = [y_score, np.random.default_rng(seed).permutation(y_score)]
     correct = (y_true == y_pred) & inside
     rng = np.random.default_rng(seed)
-    counts = [_intervals.draw(rng, size, 3) for size in (inside.sum(), (~inside).sum())]
-    for score in scores:
-        curve = _intervals.Ranking(inside, correct, score).curve(counts)
-        for name, metric in _intervals.CURVE_METRICS.items():
-            values = metric(curve)
-            for replicate, value in enumerate(values):
-                repeats = np.empty(len(inside), dtype=int)
-                repeats[inside], repeats[~inside] = (kind[replicate] for kind in counts)
-                repeated = [np.repeat(array, repeats) for array in (y_true, y_pred, score)]
-                assert value == pytest.approx(evaluate(name, *repeated), abs=1e-12)
+    counts = [_intervals.draw(rng, size, 2) for size in (inside.sum(), (~inside).sum())]
+    curve = _intervals.Ranking(inside, correct, y_score).curve(counts)
+    repeats = np.empty((2, len(inside)), dtype=int)
+    repeats[:, inside], repeats[:, ~inside] = counts
+    for name, metric in _intervals.CURVE_METRICS.items():
+        for value, times in zip(metric(curve), repeats, strict=True):
+            repeated = [np.repeat(array, times) for array in (y_true, y_pred, y_score)]
+            assert value == pytest.approx(evaluate(name, *repeated), abs=1e-12)
 
 
 def test_rows_are_drawn_within_their_kind():
@@ -185,7 +183,7 @@ def test_fpr95_is_drawn_like_the_plain_bootstrap(n_inside, n_outside, decimals):
 def test_errors_are_those_of_the_plain_bootstrap(name):
     rng = np.random.default_rng(3)
     y_true, _, y_score = normal_rows(rng, 40, 60, 1.5, 0)
-    slow = plain_bootstrap(OF_SCORES[name], y_true, y_score, 1000, rng)
+    slow = plain_bootstrap(OF_SCORES[name], y_true, y_score, 400, rng)
     value = OF_SCORES[name](y_true, y_score)
     low, high = confidence_interval(name, y_true, y_score, n_resamples=4000, random_state=0)
     highest = 0.5 if name == "detection_error" else 1
@@ -193,11 +191,11 @@ def test_errors_are_those_of_the_plain_bootstrap(name):
     slope = highest * share * (1 - share)
     logits = np.log(np.array([low, high]) / (highest - np.array([low, high])))
     error = np.diff(logits)[0] / 2 / norm.ppf(0.975) * slope
-    # The plain error of 1000 replicates varies by 2 %; DeLong's is unbiased: 1 % more.
-    assert error == pytest.approx(np.sqrt(np.mean((slow - value) ** 2)), rel=0.1)
+    # The plain error of 400 replicates varies by 3.5 %; DeLong's is unbiased: 1 % more.
+    assert error == pytest.approx(np.sqrt(np.mean((slow - value) ** 2)), rel=0.13)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(rows=rows, level=st.floats(0.5, 0.999))
 def test_intervals_hold_the_metric(rows, level):
     """Always finite and in range, with one row of a kind and equal scores too."""
@@ -294,8 +292,7 @@ def test_kinds_of_input(kind):
     y_true, y_pred, y_score = normal_rows(np.random.default_rng(0), 20, 30, 1.5, 0)
     y_score = y_score.astype(np.float32).astype(float)
     expected = confidence_interval(NAMES, y_true, y_score, y_pred=y_pred, random_state=0)
-    labels = np.where(y_true < 0, -1, "cat").tolist()
-    labels = [-1 if label == "-1" else label for label in labels]
+    labels = [-1 if label < 0 else "cat" for label in y_true]
     classes = np.where(y_pred == 0, "cat", "dog")
     result = confidence_interval(NAMES, labels, kind(y_score), y_pred=classes, random_state=0)
     for name in NAMES:
@@ -316,10 +313,9 @@ def test_exact_bounds_without_spread():
     assert confidence_interval("fpr95", y_true, perfect) == pytest.approx((0, 1 - share))
     assert confidence_interval("auroc", [0, 1, -1], [1, 3, 2]) == pytest.approx((0.0125, 0.9875))
     test = paired_test("auroc", y_true, perfect, np.zeros(50))
-    assert test == pytest.approx(
-        (0.5, 1.5 * share - 1, 1.5 - share * 0.5 - 0.5 + 0.0, 2 * 1.5**-20), abs=1
-    )
-    assert paired_test("auroc", [0, -1], [1, 0], [0, 1]).pvalue == pytest.approx(2 / 2)
+    expected = (0.5, share / 2 - (1 - share), share / 2 + (1 - share), 2 * 1.5**-20)
+    assert test == pytest.approx(expected)
+    assert paired_test("auroc", [0, -1], [1, 0], [0, 1]) == (1, *(-0.95, 1), 1)
 
 
 @pytest.mark.parametrize("y_true", [[0, 1, 2], [-1, -1, -2]], ids=["only_in", "only_out"])
@@ -352,8 +348,6 @@ def test_bad_input():
 
 def test_memory_is_bounded():
     """Replicates are drawn by blocks: 100 times the rows of one kind would take 800 MB."""
-    import tracemalloc
-
     rng = np.random.default_rng(0)
     y_true, _, y_score = normal_rows(rng, 50_000, 50_000, 2, 0)
     tracemalloc.start()
@@ -363,32 +357,37 @@ def test_memory_is_bounded():
     assert peak < 40e6
 
 
-# What of nominal 95 % intervals held the true value in 600 repetitions, less 3 standard errors.
-COVERED = {"detection_error": 0.87}
-
-
-@pytest.mark.parametrize(("n_inside", "n_outside", "shift"), [(60, 60, 1.0), (60, 60, 2.5)])
-def test_coverage(n_inside, n_outside, shift):
-    """Of the values of 10⁶ rows; of AUROC and FPR95 of normal distributions as well."""
+def test_coverage():
+    """The 95 % intervals of small samples hold the values of 10⁶ rows; 93 % are within bounds."""
     rng = np.random.default_rng(0)
     names = [name for name in NAMES if name != "autc"]
-    many = normal_rows(rng, 500_000, 500_000, shift, 0)
+    many = normal_rows(rng, 500_000, 500_000, 2, 0)
     truth = {name: evaluate(name, *many) for name in names}
-    truth["auroc"] = norm.cdf(shift / np.sqrt(2))
-    truth["fpr95"] = norm.cdf(norm.ppf(0.95) - shift)
     held = dict.fromkeys(names, 0)
-    n_repetitions = 250
-    for _ in range(n_repetitions):
-        y_true, y_pred, y_score = normal_rows(rng, n_inside, n_outside, shift, 0)
+    for _ in range(250):
+        y_true, y_pred, y_score = normal_rows(rng, 60, 60, 2, 0)
         intervals = confidence_interval(
             names, y_true, y_score, y_pred=y_pred, n_resamples=200, random_state=0
         )
         for name, (low, high) in intervals.items():
             held[name] += low <= truth[name] <= high
     for name in names:
-        least = binom.ppf(0.001, n_repetitions, COVERED.get(name, 0.93))
-        assert held[name] >= least, name
-        assert name != "auroc" or held[name] <= binom.ppf(0.999, n_repetitions, 0.97)
+        # The smallest error over the thresholds is too low in samples of 60.
+        share = 0.88 if name == "detection_error" else 0.93
+        assert binom.ppf(0.001, 250, share) <= held[name] <= binom.ppf(0.999, 250, 0.97), name
+
+
+@pytest.mark.parametrize(("metric", "shift"), product(["auroc", "fpr95"], [0.5, 1.0, 2.0, 2.5]))
+def test_coverage_of_normal_distributions(metric, shift):
+    """True values are known; between the bounds of 93 and 97 % in 300 repetitions."""
+    rng = np.random.default_rng(1)
+    truth = {"auroc": norm.cdf(shift / np.sqrt(2)), "fpr95": norm.cdf(norm.ppf(0.95) - shift)}
+    held = 0
+    for _ in range(300):
+        y_true, _, y_score = normal_rows(rng, 60, 80, shift, 0)
+        low, high = confidence_interval(metric, y_true, y_score, random_state=0)
+        held += low <= truth[metric] <= high
+    assert binom.ppf(0.001, 300, 0.93) <= held <= binom.ppf(0.999, 300, 0.97)
 
 
 @pytest.mark.parametrize("shift", [3.0, 4.0, 5.0])
@@ -406,35 +405,35 @@ def test_coverage_of_auroc_near_one(shift):
 
 
 @pytest.fixture(scope="module")
-def null_pvalues():
-    """Return p-values of equally good detectors and of a worse one."""
+def pvalues():
+    """Return p-values of 250 pairs of equally good detectors, and of 30 where one is worse."""
     rng = np.random.default_rng(0)
-    equal, worse = {name: [] for name in NAMES}, {name: [] for name in NAMES}
+    results = {"equal": [], "worse": []}
     for _ in range(250):
         y_true, y_pred, first, second = normal_rows(rng, 100, 100, 1.5, 0.6, 0.6)
-        spoilt = first + (y_true == 0) * -0.7
-        for results, other in ((equal, second), (worse, spoilt)):
+        detectors = {"equal": second}
+        if len(results["worse"]) < 30:
+            detectors["worse"] = second - 0.7 * (y_true == 0)
+        for kind, scores in detectors.items():
             tests = paired_test(
-                NAMES, y_true, first, other, y_pred=y_pred, n_resamples=200, random_state=0
+                NAMES, y_true, first, scores, y_pred=y_pred, n_resamples=100, random_state=0
             )
-            for name in NAMES:
-                results[name].append(tests[name].pvalue)
-    return equal, worse
+            results[kind].append({name: test.pvalue for name, test in tests.items()})
+    return results
 
 
 @each_name
-def test_no_difference_is_rarely_rejected(name, null_pvalues):
-    rejected = np.count_nonzero(np.array(null_pvalues[0][name]) < 0.05)
-    # Extreme scores that resampling does not see let AUTC reject twice as often.
+def test_no_difference_is_rarely_rejected(name, pvalues):
+    rejected = sum(values[name] < 0.05 for values in pvalues["equal"])
+    # Extreme scores, which resampling shows in part only, let AUTC reject twice as often.
     assert rejected <= binom.ppf(0.999, 250, 0.1 if name == "autc" else 0.05)
-
-
-@pytest.mark.parametrize("name", ["auroc", "aupr_in", "aupr_out", "oscr", "aurc", "aurra"])
-def test_pvalues_are_uniform(name, null_pvalues):
-    assert kstest(null_pvalues[0][name], "uniform").pvalue > 0.001
+    # Jumps of the metrics widen the errors of ccr_at_fpr and fpr95.
+    if name in ("auroc", "aupr_in", "aupr_out", "oscr", "aurc"):
+        assert kstest([values[name] for values in pvalues["equal"]], "uniform").pvalue > 0.001
 
 
 @each_name
-def test_a_difference_is_found(name, null_pvalues):
-    least = 0.2 if name in ("autc", "ccr_at_fpr", "fpr95", "detection_error") else 0.9
-    assert np.mean(np.array(null_pvalues[1][name]) < 0.05) > least
+def test_a_difference_is_found(name, pvalues):
+    found = np.mean([values[name] < 0.05 for values in pvalues["worse"]])
+    # The three that depend on few rows find less.
+    assert found > (0.3 if name in ("autc", "ccr_at_fpr", "fpr95") else 0.9)
