@@ -259,12 +259,8 @@ def resample(names, inside, corrects, scores, n_resamples, rng):
     values : ndarray of shape (n_detectors, n_metrics, n_resamples)
         The metrics.
     """
-    # Rows in the order of the first detector's scores need no sorting of their counts.
-    order = np.argsort(-scores[0])
-    inside = inside[order]
     rankings = [
-        Ranking(inside, None if correct is None else correct[order], score[order])
-        for correct, score in zip(corrects, scores, strict=True)
+        Ranking(inside, correct, score) for correct, score in zip(corrects, scores, strict=True)
     ]
     sizes = np.count_nonzero(inside), np.count_nonzero(~inside)
     values = np.empty((len(rankings), len(names), n_resamples))

@@ -721,9 +721,13 @@ def _standard_errors(names, values, y_true, y_preds, y_scores, n_resamples, rand
 
     Both are dicts by name. An error of 0 means that the rows show no spread.
     """
-    rows = [_check_rows(y_true, y_score) for y_score in y_scores]
-    inside, scores = rows[0][0], [score for _, score in rows]
-    corrects = [None if y_pred is None else _is_correct(y_true, y_pred) for y_pred in y_preds]
+    masks, scores = zip(*(_check_rows(y_true, y_score) for y_score in y_scores), strict=True)
+    # Sorted by the first detector, its resampled rows need no sorting and its searches are quick.
+    order = np.argsort(-scores[0])
+    inside, scores = masks[0][order], [score[order] for score in scores]
+    corrects = [
+        None if y_pred is None else _is_correct(y_true, y_pred)[order] for y_pred in y_preds
+    ]
     n_pairs = max(1, min(inside.sum(), (~inside).sum()))
     n_rows = {name: len(inside) if name in ("aurc", "aurra") else n_pairs for name in names}
     errors = dict.fromkeys(names, 0.0)
