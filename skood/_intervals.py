@@ -74,13 +74,15 @@ class Curve(NamedTuple):
     """How many rows are accepted at each threshold, for a block of replicates.
 
     The counts have shape (n_replicates, n_thresholds + 1): none at first, all at last. Equal
-    scores are one threshold.
+    scores are one threshold. `steps` are the columns where in-distribution, and where OOD rows
+    have been added.
     """
 
     inside: np.ndarray
     outside: np.ndarray
     correct: np.ndarray
     thresholds: np.ndarray
+    steps: list
 
 
 class Ranking:
@@ -106,6 +108,7 @@ class Ranking:
             accepted = np.searchsorted(values[order], -thresholds, "right")
             self.orders.append(order)
             self.accepted.append(np.concatenate([[0], accepted]))
+        self.steps = [np.flatnonzero(np.diff(accepted)) + 1 for accepted in self.accepted]
         self.correct = None if correct is None else correct[inside][self.orders[0]]
 
     def curve(self, counts):
@@ -115,7 +118,7 @@ class Ranking:
         correct = self.correct
         if correct is not None:
             correct = cumulate(kinds[0] * correct, self.accepted[0])
-        return Curve(inside, outside, correct, self.thresholds)
+        return Curve(inside, outside, correct, self.thresholds, self.steps)
 
 
 def rescale(scores):
@@ -133,18 +136,29 @@ def cumulate(counts, through):
     return sums.take(through, axis=1)
 
 
+def mean_precision(hits, others):
+    """Average over all hits their share among the rows found with each."""
+    # In place and by einsum: when several arrays of a megabyte are freed together, the allocator
+    # returns them to the system, which takes 5 times the time of the arithmetic.
+    precision = np.add(hits, others, dtype=np.float64)
+    # Only rows that are not drawn have been found.
+    precision[precision == 0] = 1
+    np.divide(hits, precision, out=precision)
+    return np.einsum("rt,rt->r", np.diff(hits, axis=1, prepend=0), precision) / hits[:, -1]
+
+
 def aupr_in(curve):
-    """Average over the in-distribution rows the precision at their thresholds."""
-    # Thresholds of rows that were not drawn accept nothing at the top.
-    precision = curve.inside / np.maximum(curve.inside + curve.outside, 1)
-    gains = np.diff(curve.inside, axis=1)
-    return (gains * precision[:, 1:]).sum(axis=1) / curve.inside[:, -1]
+    """Average over the in-distribution rows the precision of accepting at their scores."""
+    reached = curve.steps[0]
+    return mean_precision(curve.inside.take(reached, 1), curve.outside.take(reached, 1))
 
 
 def aupr_out(curve):
-    """Average over the OOD rows the precision of rejecting at their thresholds."""
-    rejected = [(kind[:, -1:] - kind)[:, ::-1] for kind in (curve.outside, curve.inside)]
-    return aupr_in(curve._replace(inside=rejected[0], outside=rejected[1]))
+    """Average over the OOD rows the precision of rejecting at their scores."""
+    above = curve.steps[1][::-1] - 1
+    return mean_precision(
+        *(kind[:, -1:] - kind.take(above, 1) for kind in (curve.outside, curve.inside))
+    )
 
 
 def fewest(share, n):
@@ -202,8 +216,8 @@ def most(share, n):
 def aurc(curve):
     """Average over all rows the share of wrong classes among the rows accepted with each."""
     accepted = curve.inside + curve.outside
-    risk = 1 - curve.correct / np.maximum(accepted, 1)
-    return (np.diff(accepted, axis=1) * risk[:, 1:]).sum(axis=1) / accepted[:, -1]
+    accuracy = curve.correct / np.maximum(accepted, 1)
+    return 1 - np.einsum("rt,rt->r", np.diff(accepted), accuracy[:, 1:]) / accepted[:, -1]
 
 
 def aurra(curve):
@@ -245,12 +259,8 @@ def resample(names, inside, corrects, scores, n_resamples, rng):
     values : ndarray of shape (n_detectors, n_metrics, n_resamples)
         The metrics.
     """
-    # Rows in the order of the first detector's scores need no sorting of their counts.
-    order = np.argsort(-scores[0])
-    inside = inside[order]
     rankings = [
-        Ranking(inside, None if correct is None else correct[order], score[order])
-        for correct, score in zip(corrects, scores, strict=True)
+        Ranking(inside, correct, score) for correct, score in zip(corrects, scores, strict=True)
     ]
     sizes = np.count_nonzero(inside), np.count_nonzero(~inside)
     values = np.empty((len(rankings), len(names), n_resamples))
