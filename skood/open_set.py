@@ -280,5 +280,9 @@ class OpenSetClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         right = np.where(unknown, found == self.unknown_label, found == y)
         return float(np.average(right.astype(bool), weights=sample_weight))
 
+    def _known_labels(self):
+        """Return the labels that are not out-of-distribution, for scorers."""
+        return self.classes_
+
     def __sklearn_is_fitted__(self):
         return hasattr(self, "classifier_")

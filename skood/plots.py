@@ -3,10 +3,10 @@
 from importlib import import_module
 
 import numpy as np
-from scipy.stats import betabinom, binom, bootstrap, gaussian_kde
+from scipy.stats import betabinom, binom, gaussian_kde
 from sklearn.base import is_classifier
 from sklearn.metrics import precision_recall_curve, roc_curve
-from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils import check_consistent_length
 
 from skood._compat import move_to_numpy
 from skood._labels import IGNORED, as_labels, is_label_map, is_ood
@@ -18,8 +18,9 @@ from skood.metrics import (
     _known_labels,
     _score_rows,
     _threshold_at_tpr,
+    _values,
     auroc_score,
-    get_scorer,
+    confidence_interval,
 )
 
 __all__ = [
@@ -37,7 +38,6 @@ MARKERS = "osD^v"
 SHADE, GRAY = "0.92", "0.6"
 MINUS = "\N{MINUS SIGN}"
 REJECTED = f"predict says {MINUS}1"
-BOOTSTRAP_VALUES = 2**22
 # In points: the title goes above a legend.
 LEGEND_HEIGHT = 24
 
@@ -733,7 +733,7 @@ class DetectorComparisonDisplay:
         random_state=None,
         ax=None,
     ):
-        """Draw given scores of several detectors, with bootstrap intervals.
+        """Draw given scores of several detectors, with confidence intervals.
 
         Parameters
         ----------
@@ -741,17 +741,16 @@ class DetectorComparisonDisplay:
             Labels; negative numbers mean OOD.
         y_scores : dict of str to array-like of shape (n_samples,)
             The scores of each detector, higher means more in-distribution.
-        metric : {"auroc", "aupr_in", "aupr_out", "fpr95", "detection_error"}, default="auroc"
-            Which one.
+        metric : str, default="auroc"
+            One that `skood.metrics.confidence_interval` knows and that needs no classes.
         ood_labels : dict of label to str, default=None
             Names of OOD sets, such as ``{-1: "textures", -2: "noise"}``. Other OOD rows are "OOD".
         confidence_level : float, default=0.95
-            Of the percentile intervals. The rows of both kinds are drawn anew, the fitted detector
-            stays.
+            Of the intervals, as are the next two.
         n_resamples : int, default=500
-            How many times.
+            See `skood.metrics.confidence_interval`.
         random_state : int, RandomState instance or None, default=None
-            Draws them.
+            Draws the resamples.
         ax : matplotlib.axes.Axes, default=None
             Where to draw. None: a new figure.
 
@@ -761,27 +760,20 @@ class DetectorComparisonDisplay:
             The display, drawn.
         """
         import_matplotlib("figure")
-        score, _ = _SCORERS[get_scorer(metric).name]
-        random_state = check_random_state(random_state)
-
-        def statistic(inside, ood):
-            return score(*_labelled(inside, ood))
-
         values = []
         for scores in y_scores.values():
             inside, outside = _split(y_true, scores, ood_labels)
             for ood in outside.values():
-                interval = bootstrap(
-                    (inside, ood),
-                    statistic,
-                    n_resamples=n_resamples,
-                    batch=max(1, BOOTSTRAP_VALUES // (len(inside) + len(ood))),
-                    vectorized=False,
+                y, both = _labelled(inside, ood)
+                interval = confidence_interval(
+                    metric,
+                    y,
+                    both,
                     confidence_level=confidence_level,
-                    method="percentile",
+                    n_resamples=n_resamples,
                     random_state=random_state,
-                ).confidence_interval
-                values.append([statistic(inside, ood), *interval])
+                )
+                values.append([*_values([metric], y, None, both), *interval])
         values = np.reshape(values, (len(y_scores), len(outside), 3))
         display = cls(detectors=list(y_scores), ood=list(outside), values=values, metric=metric)
         return display.plot(ax)
