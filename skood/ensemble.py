@@ -80,6 +80,21 @@ def fit_detector(detector, X, y, random_state):
     return detector.fit(X, y), scores
 
 
+def on_common_rows(values, n_rows):
+    """Return values of each detector on the rows that all have: some score a sample of n_rows."""
+    common = threshold_rows(n_rows, min(map(len, values)))
+    return [v[np.searchsorted(threshold_rows(n_rows, len(v)), common)] for v in values]
+
+
+def check_order(X):
+    """Raise if every pass over X gives its rows in another order."""
+    if isinstance(X, DataLoader) and isinstance(X.sampler, RandomSampler):
+        raise ValueError(
+            "The DataLoader shuffles, and detectors that read it themselves would see its rows in "
+            "another order. Pass the Dataset, or a loader with shuffle=False."
+        )
+
+
 def feature_blocks(extractor, rows):
     """Yield features as numpy arrays of about 32 MiB: each costs every detector a call."""
     held, n_bytes = [], 0
@@ -298,12 +313,8 @@ class EnsembleDetector(ModuleSharing, OutlierMixin, MetaEstimatorMixin, _BaseCom
         named = self._check_detectors()
         extractor = FeatureExtractor(self.model, pool=None).fit(X, y)
         detectors, on_features = zip(*(attach(d, extractor) for d in named.values()), strict=True)
-        shuffles = isinstance(X, DataLoader) and isinstance(X.sampler, RandomSampler)
-        if shuffles and sum(on_features) < len(detectors) > 1:
-            raise ValueError(
-                "The DataLoader shuffles, and detectors that read it themselves would see its rows "
-                "in another order. Pass the Dataset, or a loader with shuffle=False."
-            )
+        if sum(on_features) < len(detectors) > 1:
+            check_order(X)
         source, features, labels = extractor._source(X, y), None, None
         if any(on_features):
             features = self._keep_features(extractor, source)
@@ -316,14 +327,11 @@ class EnsembleDetector(ModuleSharing, OutlierMixin, MetaEstimatorMixin, _BaseCom
         )
         detectors, scores = zip(*fitted, strict=True)
         calibrated = [check_scores(s, calibrates=True) for s in scores]
-        # Some detectors score no more than a sample of the rows.
-        n_rows, n_common = max(len(source), *map(len, scores)), min(map(len, scores))
-        common = threshold_rows(n_rows, n_common)
-        own = [
-            own_log_p_values(s)[np.searchsorted(threshold_rows(n_rows, len(s)), common)]
-            for s in calibrated
-        ]
-        combined = COMBINATIONS[self.method](np.column_stack(own))
+        # A stream that no detector on features has read has no length.
+        log_p = on_common_rows(
+            [own_log_p_values(s) for s in calibrated], max(len(source), *map(len, scores))
+        )
+        combined = COMBINATIONS[self.method](np.column_stack(log_p))
         quantile = np.quantile(combined, self.false_alarm_rate)
         classes = source.classes if any(on_features) else detectors[0]._known_labels()
         vars(self).pop("known_classes_", None)

@@ -167,14 +167,15 @@ def test_false_alarms_are_as_many_as_said(rng):
 
 def test_other_detectors_are_calibrated_on_rows_they_have_not_seen(rng):
     """By in-sample scores this Gaussian raises 15 % false alarms."""
-    y = np.arange(200) % 3
+    means = 3 * rng.normal(size=(3, 8))
     detectors = [("pipeline", make_pipeline(StandardScaler(), GMMDetector()))]
     shares = []
-    for seed in range(8):
-        X = rng.normal(size=(200, 8))
+    for seed in range(10):
+        y, y_new = rng.integers(3, size=200), rng.integers(3, size=1000)
+        X, X_new = (means[k] + rng.normal(size=(len(k), 8)) for k in (y, y_new))
         model = EnsembleDetector(detectors, random_state=seed).fit(X, y)
-        shares.append((model.predict(rng.normal(size=(1000, 8))) < 0).mean())
-    assert 0.02 < np.mean(shares) < 0.07
+        shares.append((model.predict(X_new) < 0).mean())
+    assert 0.03 < np.mean(shares) < 0.07
 
 
 @pytest.mark.parametrize("class_conditional", [False, True])
@@ -344,14 +345,14 @@ def test_one_head_for_all(iris):
 
 def test_searches_tune_parts_and_method(iris):
     X, y = iris
-    X, y = np.vstack([X, X[:30] + 3]), np.r_[y, -np.ones(30, dtype=int)]
+    X, y = np.vstack([X, X[::5] + 0.7]), np.r_[y, -np.ones(30, dtype=int)]
     grid = [{"near__k": [1, 5]}, {"method": METHODS}, {"diag": ["drop"], "full": [ASHDetector()]}]
     cv = StratifiedKFold(3, shuffle=True, random_state=0)
     search = GridSearchCV(ensemble(), grid, cv=cv).fit(X, y)
-    assert search.best_score_ > 0.95
+    assert search.best_score_ > 0.9
     assert len(set(search.cv_results_["mean_test_score"])) > 3
     pipeline = make_pipeline(FeatureExtractor(), ensemble("fisher")).fit(X, y)
-    assert pipeline.score(X, y) > 0.95
+    assert pipeline.score(X, y) > 0.9
 
 
 def test_rows_of_no_class_are_left_out_and_labels_may_be_words(iris):
