@@ -282,7 +282,7 @@ def run_digits(parser, options):
         )
         accuracy = net.score(data.X_test, data.y_test)
         detectors = benchmark.default_detectors(net.module_, random_state=options.seed)
-        baselines = benchmark.default_baselines(net.module_)
+        baselines = benchmark.default_baselines(net.module_, random_state=options.seed)
         bar.set_description("detectors")
         bar.total += len(detectors) + len(baselines)
         results = benchmark.run(

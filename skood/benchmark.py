@@ -10,6 +10,8 @@ from functools import cached_property
 import numpy as np
 import torch
 from sklearn.base import clone
+from sklearn.ensemble import IsolationForest
+from sklearn.pipeline import make_pipeline
 from torch import nn
 
 from skood._compat import move_to_numpy
@@ -21,6 +23,7 @@ from skood.detectors import (
     NACDetector,
     NNGuideDetector,
 )
+from skood.features import FeatureExtractor
 from skood.metrics import (
     _score_rows,
     _values,
@@ -214,24 +217,31 @@ def default_detectors(model, *, random_state=None):
     }
 
 
-def default_baselines(model):
-    """Make the two plain scores that any detector should be compared to.
+def default_baselines(model, *, random_state=None):
+    """Make the plain scores that any detector should be compared to.
 
     Parameters
     ----------
     model : nn.Module or FrozenEstimator
         A trained classifier that returns logits.
+    random_state : int, RandomState instance or None, default=None
+        For the forest.
 
     Returns
     -------
     baselines : dict of str to detector
-        "energy", the logarithm of the sum of the exponentials of the logits, and "max softmax",
-        the probability of the most likely class. Not fitted.
+        "energy", the logarithm of the sum of the exponentials of the logits; "max softmax", the
+        probability of the most likely class; and scikit-learn's "IsolationForest" on the network's
+        features, with a contamination of 0.05. Not fitted.
     """
     # ASH that removes nothing leaves the logits as they are.
     return {
         "energy": ASHDetector(model, variant="p", percentile=0),
         "max softmax": ASHDetector(model, variant="p", percentile=0, logit_score="msp"),
+        "IsolationForest": make_pipeline(
+            FeatureExtractor(model),
+            IsolationForest(contamination=0.05, random_state=random_state),
+        ),
     }
 
 
@@ -664,7 +674,7 @@ def plot(results, path=None):
     # Without pyplot: no window, no backend, nothing to close.
     Figure = import_matplotlib("figure").Figure
     names = ["in-distribution", *results[0].ood_scores]
-    n_columns = min(4, len(results) + 1)
+    n_columns = min(5, len(results) + 1)
     n_bands = -(-(len(results) + 1) // n_columns)
     figure = Figure(figsize=(2.7 * n_columns, 4.2 * n_bands), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.1, w_pad=0.08)
