@@ -131,15 +131,16 @@ def rescale(scores):
 
 def cumulate(counts, through):
     """Return the sums of the first `through` counts."""
-    sums = np.zeros((len(counts), counts.shape[1] + 1), dtype=counts.dtype)
-    np.cumsum(counts, axis=1, out=sums[:, 1:])
+    # int32 keeps arrays small enough that the allocator does not return freed ones to the system,
+    # which took half the time.
+    sums = np.zeros((len(counts), counts.shape[1] + 1), dtype=np.int32)
+    np.cumsum(counts, axis=1, dtype=np.int32, out=sums[:, 1:])
     return sums.take(through, axis=1)
 
 
 def mean_precision(hits, others):
     """Average over all hits their share among the rows found with each."""
-    # In place and by einsum: when several arrays of a megabyte are freed together, the allocator
-    # returns them to the system, which takes 5 times the time of the arithmetic.
+    # In place and by einsum, also to spare arrays.
     precision = np.add(hits, others, dtype=np.float64)
     # Only rows that are not drawn have been found.
     precision[precision == 0] = 1
@@ -196,8 +197,8 @@ def autc(curve):
 
 def oscr(curve):
     """Area under the rate of correct and accepted rows over that of accepted OOD rows."""
-    area = np.trapezoid(curve.correct, curve.outside, axis=1)
-    return area / (curve.inside[:, -1] * curve.outside[:, -1])
+    fprs = curve.outside / curve.outside[:, -1:]
+    return np.trapezoid(curve.correct, fprs, axis=1) / curve.inside[:, -1]
 
 
 def ccr_at_fpr(curve):

@@ -836,7 +836,7 @@ def confidence_interval(
     others it is a rule of thumb.
 
     Of nominal 95 % intervals, with 60 normally distributed rows of each kind and AUROCs from
-    0.76 to 0.998, 93 to 99 % held the true value, and 88 to 99 % for the detection error, which
+    0.76 to 0.998, 93 to 99 % held the true value, and 88 to 100 % for the detection error, which
     is too low in small samples. With 30 in-distribution and 200 OOD rows it was 90 to 97 %, and
     87 % for the detection error. AUTC hangs on the two most extreme scores, whose variation
     resampling shows only in part.
@@ -935,7 +935,7 @@ def paired_test(
     -----
     A p-value is meant for one comparison that was planned: the best of many detectors differs
     from the second by chance more often. Of pairs of equally good detectors on 60 + 60 rows 0 to
-    7 % had a p-value below 0.05; of AUTC, whose notes on extreme scores hold, 11 % on 500 + 500.
+    8 % had a p-value below 0.05; of AUTC, which hangs on extreme scores, 11 % on 500 + 500.
 
     Where the rows show no spread, the bounds are those of `confidence_interval` for numbers
     between -1 and 1, and the p-value is :math:`2 (1 + |d|)^{-n}`, at most 1, for a difference d.

@@ -314,7 +314,12 @@ def test_exact_bounds_without_spread():
     test = paired_test("auroc", y_true, perfect, np.zeros(50))
     expected = (0.5, share / 2 - (1 - share), share / 2 + (1 - share), 2 * 1.5**-20)
     assert test == pytest.approx(expected)
-    assert paired_test("auroc", [0, -1], [1, 0], [0, 1]) == (1, *(-0.95, 1), 1)
+    assert paired_test("auroc", [0, -1], [1, 0], [0, 1]) == pytest.approx((1, -0.95, 1, 1))
+    # A single OOD row says nothing of others, but is one of many that may be classified wrongly.
+    one = np.repeat([0, -1], [99, 1]), np.arange(100)[::-1]
+    assert confidence_interval("oscr", *one, y_pred=np.zeros(100)).low < 0.03
+    low, high = confidence_interval("aurc", *one, y_pred=np.zeros(100))
+    assert low < 1e-4 < high < 0.05
 
 
 @pytest.mark.parametrize("y_true", [[0, 1, 2], [-1, -1, -2]], ids=["only_in", "only_out"])
@@ -346,7 +351,7 @@ def test_bad_input():
 
 
 def test_memory_is_bounded():
-    """Replicates are drawn by blocks: 100 times the rows of one kind would take 800 MB."""
+    """Replicates are drawn by blocks: 100 at once would take 445 MB."""
     rng = np.random.default_rng(0)
     y_true, _, y_score = normal_rows(rng, 50_000, 50_000, 2, 0)
     tracemalloc.start()
