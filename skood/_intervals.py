@@ -7,6 +7,8 @@ from scipy.special import expit, logit, ndtr, ndtri
 
 # Counts in a block of replicates: 2 MiB, so that a block stays in cache.
 BLOCK = 2**18
+# Standard errors of pooled pixels are those of scores in as many bins.
+N_BINS = 4096
 
 
 def interval(value, error, n_pairs, level, highest=1.0):
@@ -164,14 +166,14 @@ def aupr_out(curve):
 
 def fewest(share, n):
     """Return the smallest count of n rows that is at least a share of them."""
+    count = np.floor(share * np.asarray(n)).astype(np.int64)
     # The product may be rounded.
-    count = int(share * n)
     return count + (count / n < share)
 
 
 def fpr95(curve):
     """Share of OOD rows accepted where 95 % of the in-distribution rows are."""
-    n_accepted = fewest(0.95, curve.inside[0, -1])
+    n_accepted = fewest(0.95, curve.inside[:, -1:])
     first = (curve.inside >= n_accepted).argmax(axis=1)
     return curve.outside[np.arange(len(first)), first] / curve.outside[:, -1]
 
@@ -201,6 +203,11 @@ def oscr(curve):
     return np.trapezoid(curve.correct, fprs, axis=1) / curve.inside[:, -1]
 
 
+def auroc(curve):
+    """Area under the rate of accepted in-distribution rows over that of accepted OOD rows."""
+    return oscr(curve._replace(correct=curve.inside))
+
+
 def ccr_at_fpr(curve):
     """Share of in-distribution rows accepted and correct where 5 % of the OOD rows are."""
     n_accepted = most(0.05, curve.outside[0, -1])
@@ -228,7 +235,18 @@ def aurra(curve):
 
 CURVE_METRICS = {
     metric.__name__: metric
-    for metric in (aupr_in, aupr_out, fpr95, detection_error, autc, oscr, ccr_at_fpr, aurc, aurra)
+    for metric in (
+        aupr_in,
+        aupr_out,
+        auroc,
+        fpr95,
+        detection_error,
+        autc,
+        oscr,
+        ccr_at_fpr,
+        aurc,
+        aurra,
+    )
 }
 
 
@@ -289,3 +307,50 @@ def resample_fpr95(inside, scores, n_resamples, rng):
     thresholds = kind[np.minimum(drawn.astype(np.int64), len(kind) - 1)]
     accepted = n_other - np.searchsorted(other, thresholds)
     return rng.binomial(n_other, accepted / n_other) / n_other
+
+
+def image_errors(names, kinds, scores, n_resamples, rng):
+    """Return standard errors of metrics of pooled pixels, or of differences, images being drawn.
+
+    Pixels are counted by image in bins of equally many: replicates are sums of these counts.
+
+    Parameters
+    ----------
+    names : list of str
+        Keys of `CURVE_METRICS` that need no classes.
+    kinds : ndarray of shape (n_images, H, W)
+        1 for in-distribution, -1 for OOD, 0 for ignored pixels.
+    scores : list of one or two ndarrays of shape (n_images, H, W)
+        Those of each detector.
+    n_resamples : int
+        The number of replicates.
+    rng : Generator
+        The source of randomness.
+    """
+    # The first row is the images as they are.
+    weights = np.vstack([np.ones(len(kinds)), draw(rng, len(kinds), n_resamples)])
+    values = []
+    for maps in scores:
+        edges = np.unique(np.quantile(maps[kinds != 0], np.linspace(0, 1, N_BINS)))
+        counts = np.zeros((2, len(kinds), len(edges)))
+        for image, (kind, pixels) in enumerate(zip(kinds, maps, strict=True)):
+            for row, sign in enumerate((1, -1)):
+                # From the highest score down.
+                bins = len(edges) - np.searchsorted(edges, pixels[kind == sign], "right")
+                counts[row, image] = np.bincount(bins, minlength=len(edges))
+        inside, outside = (np.cumsum(weights @ c, axis=1) for c in counts)
+        none = np.zeros((len(weights), 1))
+        steps = np.arange(1, len(edges) + 1)
+        curve = Curve(
+            inside=np.hstack([none, inside]),
+            outside=np.hstack([none, outside]),
+            correct=None,
+            thresholds=rescale(edges[::-1]),
+            steps=(steps, steps),
+        )
+        # Draws that lack a kind of pixel say nothing.
+        drawn = (inside[:, -1] > 0) & (outside[:, -1] > 0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            values.append([np.where(drawn, CURVE_METRICS[name](curve), np.nan) for name in names])
+    values = np.array(values[0] if len(values) == 1 else np.subtract(*map(np.array, values)))
+    return np.sqrt(np.nanmean((values[:, 1:] - values[:, :1]) ** 2, axis=1))

@@ -11,7 +11,7 @@ from sklearn.utils import check_array, check_consistent_length, check_random_sta
 
 from skood import _intervals
 from skood._compat import move_to_numpy
-from skood._labels import as_labels, is_ood, map_kinds
+from skood._labels import as_labels, is_label_map, is_ood, map_kinds
 from skood._model import warn_of_unseen
 
 
@@ -628,8 +628,7 @@ def segmentation_score(metric, y_true, y_score, *, average="pixels"):
 
     Notes
     -----
-    Pixels of one image are far from independent: `confidence_interval` of pooled pixels is much
-    too narrow.
+    `confidence_interval` and `paired_test` take such maps too.
 
     Examples
     --------
@@ -644,6 +643,14 @@ def segmentation_score(metric, y_true, y_score, *, average="pixels"):
     """
     if not callable(metric):
         metric, _ = _SCORERS[_check_name(metric, _SCORERS, "scorer")]
+    kinds, scores = _check_maps(y_true, y_score, average)
+    if average == "pixels":
+        return metric(kinds[kinds != 0], scores[kinds != 0])
+    return float(np.mean(_image_values(metric, kinds, scores)))
+
+
+def _check_maps(y_true, y_score, average):
+    """Return maps of 1, -1 and 0 for in-distribution, OOD and ignored pixels, and the scores."""
     if average not in ("pixels", "images"):
         raise ValueError(f'average must be "pixels" or "images", got {average!r}.')
     kinds, scores = map_kinds(y_true), move_to_numpy(y_score)
@@ -652,21 +659,25 @@ def segmentation_score(metric, y_true, y_score, *, average="pixels"):
             "y_true and y_score must be maps of one shape (n_samples, H, W), got "
             f"{kinds.shape} and {scores.shape}."
         )
-    if average == "pixels":
-        return metric(kinds[kinds != 0], scores[kinds != 0])
+    return kinds, scores
+
+
+def _image_values(metric, kinds, scores):
+    """Return a metric of each image that holds both kinds of pixel; nan if there is none."""
     both = [(image == 1).any() and (image == -1).any() for image in kinds]
     if not any(both):
         warnings.warn(
             "No image holds both in-distribution and OOD pixels. The result is set to nan.",
             UndefinedMetricWarning,
-            stacklevel=2,
+            stacklevel=4,
         )
-        return float("nan")
-    values = [
-        metric(image[image != 0], image_scores[image != 0])
-        for image, image_scores in zip(kinds[both], scores[both], strict=True)
-    ]
-    return float(np.mean(values))
+        return np.array([np.nan])
+    return np.array(
+        [
+            metric(image[image != 0], image_scores[image != 0])
+            for image, image_scores in zip(kinds[both], scores[both], strict=True)
+        ]
+    )
 
 
 # The names of the metrics that have intervals, and whether they ask for y_pred.
@@ -709,11 +720,37 @@ def _values(names, y_true, y_pred, y_score):
     return np.array(values)
 
 
-def _check_inference(metric, y_pred, confidence_level, n_resamples):
+def _map_statistics(names, y_true, y_scores, average, n_resamples, random_state):
+    """Return metrics of label maps, or differences of two, their errors and numbers of images."""
+    maps = [_check_maps(y_true, y_score, average) for y_score in y_scores]
+    kinds, scores = maps[0][0], [score for _, score in maps]
+    metrics = [_METRICS[name][0] for name in names]
+    if average == "images":
+        values = [[_image_values(metric, kinds, score) for metric in metrics] for score in scores]
+        values = values[0] if len(values) == 1 else np.subtract(*map(np.array, values))
+        n_images = len(values[0])
+        errors = np.std(values, axis=1, ddof=1) / np.sqrt(n_images) if n_images > 1 else [0.0]
+        values = np.mean(values, axis=1)
+    else:
+        values = [
+            [metric(kinds[kinds != 0], score[kinds != 0]) for metric in metrics] for score in scores
+        ]
+        values = np.array(values[0]) if len(values) == 1 else np.subtract(*values)
+        n_images, errors = len(kinds), [0.0]
+        if n_images > 1 and not np.isnan(values).any():
+            rng = np.random.default_rng(check_random_state(random_state).randint(2**31))
+            errors = _intervals.image_errors(names, kinds, scores, n_resamples, rng)
+    errors = np.broadcast_to(errors, len(names))
+    return values, dict(zip(names, errors, strict=True)), dict.fromkeys(names, n_images)
+
+
+def _check_inference(metric, y_true, y_pred, confidence_level, n_resamples):
     """Return the names of metrics in a list."""
     names = [metric] if isinstance(metric, str) else list(metric)
     for name in names:
         _check_name(name, _METRICS, "metric")
+        if _METRICS[name][1] and is_label_map(y_true):
+            raise ValueError(f"{name!r} is for rows, and y_true holds labels of pixels.")
         if _METRICS[name][1] and y_pred is None:
             raise ValueError(f"{name!r} needs y_pred, the predicted classes.")
     if not 0 < confidence_level < 1:
@@ -772,6 +809,7 @@ def confidence_interval(
     y_score,
     *,
     y_pred=None,
+    average="pixels",
     confidence_level=0.95,
     n_resamples=500,
     random_state=None,
@@ -792,12 +830,15 @@ def confidence_interval(
         "auroc", "aupr_in", "aupr_out", "fpr95", "detection_error", "autc", "oscr", "ccr_at_fpr",
         "aurc" or "aurra": the function of that name, with its default parameters. The metrics in
         a list share the resampled rows.
-    y_true : array-like of shape (n_samples,)
-        Labels; negative numbers mean OOD, any other label in-distribution.
-    y_score : array-like of shape (n_samples,)
+    y_true : array-like of shape (n_samples,) or (n_samples, H, W)
+        Labels; negative numbers mean OOD, any other label in-distribution. In maps, whose images
+        are drawn with all of their pixels, 255 is ignored.
+    y_score : array-like of shape (n_samples,) or (n_samples, H, W)
         Scores, higher means more in-distribution.
     y_pred : array-like of shape (n_samples,), default=None
         The predicted classes, for "oscr", "ccr_at_fpr", "aurc" and "aurra".
+    average : {"pixels", "images"}, default="pixels"
+        What to do with maps, as for `segmentation_score`.
     confidence_level : float, default=0.95
         The share of samples in which such an interval holds the true value.
     n_resamples : int, default=500
@@ -825,7 +866,9 @@ def confidence_interval(
     Notes
     -----
     The interval is for rows that are drawn independently, such as images, and for a given
-    network and detector: another training varies beyond it.
+    network and detector: another training varies beyond it. Pixels of one image are not
+    independent, so of maps whole images are drawn: for pooled pixels by the bootstrap, AUROC
+    included, while the mean over images has a standard error of its own.
 
     Where the rows show no spread (AUROC is 1, all scores are equal, a kind has a single row), or
     the metric is at an end of its range, the interval goes from :math:`q m` to
@@ -864,11 +907,16 @@ def confidence_interval(
     >>> [round(bound, 2) for bound in intervals["fpr95"]]
     [0.14, 0.36]
     """
-    names = _check_inference(metric, y_pred, confidence_level, n_resamples)
-    values = _values(names, y_true, y_pred, y_score)
-    errors, n_rows = _standard_errors(
-        names, values, y_true, [y_pred], [y_score], n_resamples, random_state
-    )
+    names = _check_inference(metric, y_true, y_pred, confidence_level, n_resamples)
+    if is_label_map(y_true):
+        values, errors, n_rows = _map_statistics(
+            names, y_true, [y_score], average, n_resamples, random_state
+        )
+    else:
+        values = _values(names, y_true, y_pred, y_score)
+        errors, n_rows = _standard_errors(
+            names, values, y_true, [y_pred], [y_score], n_resamples, random_state
+        )
     intervals = {}
     for name, value in zip(names, values, strict=True):
         highest = 0.5 if name == "detection_error" else 1.0
@@ -885,6 +933,7 @@ def paired_test(
     y_score_2,
     *,
     y_pred=None,
+    average="pixels",
     confidence_level=0.95,
     n_resamples=500,
     random_state=None,
@@ -899,13 +948,15 @@ def paired_test(
     ----------
     metric : str or list of str
         As for `confidence_interval`.
-    y_true : array-like of shape (n_samples,)
-        Labels; negative numbers mean OOD, any other label in-distribution.
-    y_score_1, y_score_2 : array-likes of shape (n_samples,)
+    y_true : array-like of shape (n_samples,) or (n_samples, H, W)
+        As for `confidence_interval`.
+    y_score_1, y_score_2 : array-likes of shape (n_samples,) or (n_samples, H, W)
         The scores of the two detectors, higher means more in-distribution.
     y_pred : array-like of shape (n_samples,) or a tuple of two, default=None
         The predicted classes, for "oscr", "ccr_at_fpr", "aurc" and "aurra"; a tuple where the
         two detectors go with different classifiers.
+    average : {"pixels", "images"}, default="pixels"
+        What to do with maps, as for `segmentation_score`.
     confidence_level : float, default=0.95
         The level of the interval.
     n_resamples : int, default=500
@@ -956,17 +1007,22 @@ def paired_test(
     >>> round(test.difference, 3), round(test.pvalue, 4)
     (0.022, 0.0309)
     """
-    names = _check_inference(metric, y_pred, confidence_level, n_resamples)
+    names = _check_inference(metric, y_true, y_pred, confidence_level, n_resamples)
     y_scores = [y_score_1, y_score_2]
-    y_preds = list(y_pred) if isinstance(y_pred, tuple) and len(y_pred) == 2 else [y_pred] * 2
-    first, second = (
-        _values(names, y_true, y_pred, y_score)
-        for y_pred, y_score in zip(y_preds, y_scores, strict=True)
-    )
-    differences = first - second
-    errors, n_rows = _standard_errors(
-        names, differences, y_true, y_preds, y_scores, n_resamples, random_state
-    )
+    if is_label_map(y_true):
+        differences, errors, n_rows = _map_statistics(
+            names, y_true, y_scores, average, n_resamples, random_state
+        )
+    else:
+        y_preds = list(y_pred) if isinstance(y_pred, tuple) and len(y_pred) == 2 else [y_pred] * 2
+        first, second = (
+            _values(names, y_true, y_pred, y_score)
+            for y_pred, y_score in zip(y_preds, y_scores, strict=True)
+        )
+        differences = first - second
+        errors, n_rows = _standard_errors(
+            names, differences, y_true, y_preds, y_scores, n_resamples, random_state
+        )
     tests = {}
     for name, difference in zip(names, differences.tolist(), strict=True):
         bounds = _intervals.paired_test(difference, errors[name], n_rows[name], confidence_level)

@@ -25,6 +25,7 @@ from skood.metrics import (
     fpr_at_tpr_score,
     oscr_score,
     paired_test,
+    segmentation_score,
 )
 
 OF_SCORES = {
@@ -442,3 +443,81 @@ def test_a_difference_is_found(name, pvalues):
     found = np.mean([values[name] < 0.05 for values in pvalues["worse"]])
     # The three that depend on few rows find less.
     assert found > (0.3 if name in ("autc", "ccr_at_fpr", "fpr95") else 0.9)
+
+
+# Label maps
+
+MAP_METRICS = list(OF_SCORES)
+
+
+def correlated_maps(n_images, seed, shift=1.5, quality=0.5):
+    """Return label maps and scores whose level differs from image to image."""
+    rng = np.random.default_rng(seed)
+    y = rng.choice([0, 1, -1, 255], p=[0.4, 0.3, 0.2, 0.1], size=(n_images, 8, 9))
+    levels = rng.normal(size=(n_images, 1, 1))
+    scores = shift * (y >= 0) + levels + quality * rng.normal(size=y.shape)
+    return y, scores
+
+
+@pytest.mark.parametrize("name", MAP_METRICS)
+def test_errors_of_pooled_pixels_are_those_of_drawn_images(name):
+    y, scores = correlated_maps(20, 0)
+    others = scores + np.random.default_rng(1).normal(size=scores.shape)
+    rng = np.random.default_rng(2)
+    plain = []
+    for _ in range(400):
+        drawn = rng.integers(20, size=20)
+        plain.append([segmentation_score(name, y[drawn], s[drawn]) for s in (scores, others)])
+    plain = np.array(plain)
+    values = [segmentation_score(name, y, s) for s in (scores, others)]
+    errors = np.sqrt(np.mean((plain - values) ** 2, axis=0))
+    paired = np.sqrt(np.mean((np.diff(plain) + values[0] - values[1]) ** 2))
+    kinds = np.where(y == 255, 0, np.where(y < 0, -1, 1))
+    draws = np.random.default_rng(3)
+    found = [_intervals.image_errors([name], kinds, [s], 400, draws)[0] for s in (scores, others)]
+    both = _intervals.image_errors([name], kinds, [scores, others], 400, draws)[0]
+    # The error of a standard error of 400 replicates is 3.5 %.
+    np.testing.assert_allclose([*found, both], [*errors, paired], rtol=0.2)
+
+
+@pytest.mark.parametrize("average", ["pixels", "images"])
+def test_intervals_of_maps(average):
+    y, scores = correlated_maps(12, 0)
+    intervals = confidence_interval(MAP_METRICS, y, scores, average=average, random_state=0)
+    for name, (low, high) in intervals.items():
+        assert 0 <= low < segmentation_score(name, y, scores, average=average) < high <= 1
+    again = confidence_interval("autc", y, scores, average=average, random_state=0)
+    if average == "images":
+        assert again == intervals["autc"]
+    worse = scores + np.random.default_rng(1).normal(size=scores.shape)
+    test = paired_test("auroc", y, scores, worse, average=average, random_state=0)
+    assert test.low < test.difference < test.high and test.pvalue < 0.01
+    same = paired_test("auroc", y, scores, scores, average=average, random_state=0)
+    assert same.difference == 0 and same.pvalue == 1
+
+
+def test_coverage_of_maps():
+    """Pixels counted as rows would give intervals many times too narrow."""
+    truth = segmentation_score("auroc", *correlated_maps(4000, 99))
+    inside = narrow = 0
+    for seed in range(200):
+        y, scores = correlated_maps(30, seed)
+        low, high = confidence_interval("auroc", y, scores, n_resamples=200, random_state=seed)
+        inside += low <= truth <= high
+        low, high = confidence_interval("auroc", y[y != 255], scores[y != 255])
+        narrow += low <= truth <= high
+    assert 0.88 <= inside / 200 <= 0.99
+    assert narrow / 200 < 0.6
+
+
+def test_maps_of_little_information():
+    y, scores = correlated_maps(1, 0)
+    low, high = confidence_interval("auroc", y, scores)
+    assert 0 <= low <= segmentation_score("auroc", y, scores) <= high <= 1
+    with pytest.warns(UndefinedMetricWarning):
+        low, high = confidence_interval("auroc", abs(y), scores)
+    assert np.isnan([low, high]).all()
+    with pytest.raises(ValueError, match="'oscr' is for rows"):
+        confidence_interval("oscr", y, scores, y_pred=y)
+    with pytest.raises(ValueError, match="average must be"):
+        confidence_interval("auroc", y, scores, average="rows")
