@@ -273,6 +273,7 @@ def test_chosen_parameters_and_micro_batches(monkeypatch):
     everything = scorer_of(net, temperature=3.0)
     monkeypatch.setattr("skood._gradients.MICRO_BATCH_BYTES", 1)
     monkeypatch.setattr("skood._gradients.BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr("skood._gradients.LARGE_MATRIX", 100)
     for names in (None, ["conv1.weight"], ["bn.bias", "conv2.weight"]):
         scores = scorer_of(net, names, 3.0)(x)
         np.testing.assert_allclose(scores, ref.gradnorm(net, x, names, "kl", 3.0), rtol=1e-12)
