@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from numbers import Integral
+from typing import Any
 
 import torch
 from sklearn.base import BaseEstimator
@@ -47,7 +48,7 @@ class NetworkEstimator(BaseEstimator):
     _needs_logits = True
     _min_samples = 1
 
-    def get_params(self, deep=True):
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the parameters.
 
         Parameters

@@ -6,8 +6,10 @@ import re
 import tempfile
 import threading
 import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import SkipTest, TestCase
 
 import joblib
@@ -37,7 +39,13 @@ KINDS = ("features", "network")
 expect = TestCase()
 
 
-def check_detector(detector, *, kinds=KINDS, agreement=1.0, expected_failed_checks=None):
+def check_detector(
+    detector: Any,
+    *,
+    kinds: Sequence[str] = KINDS,
+    agreement: float = 1.0,
+    expected_failed_checks: Mapping[str, str] | None = None,
+) -> list[tuple[str, str]]:
     """Check that a detector keeps what those of skood promise.
 
     Scikit-learn's own `check_estimator` is part of it. Beyond: kinds of input and of labels, dtypes
@@ -103,7 +111,9 @@ def check_detector(detector, *, kinds=KINDS, agreement=1.0, expected_failed_chec
     return results
 
 
-def detector_checks(detector, *, kinds=KINDS, agreement=1.0):
+def detector_checks(
+    detector: Any, *, kinds: Sequence[str] = KINDS, agreement: float = 1.0
+) -> Iterator[tuple[Any, Callable[[Any], None]]]:
     """Yield the checks of `check_detector`, as scikit-learn's `estimator_checks_generator` does.
 
     Parameters
@@ -124,7 +134,7 @@ def detector_checks(detector, *, kinds=KINDS, agreement=1.0):
     """
     if isinstance(detector, type):
         raise TypeError(f"Pass an instance, {detector.__name__}(), not the class.")
-    checks = []
+    checks: list[Callable] = []
     if "features" in kinds:
         yield from estimator_checks_generator(detector)
         checks += FEATURE_CHECKS
@@ -137,7 +147,12 @@ def detector_checks(detector, *, kinds=KINDS, agreement=1.0):
         yield detector, check
 
 
-def parametrize_with_detector_checks(detectors, *, kinds=KINDS, agreement=1.0):
+def parametrize_with_detector_checks(
+    detectors: Iterable[Any],
+    *,
+    kinds: Sequence[str] = KINDS,
+    agreement: float | Callable[[Any], float] = 1.0,
+) -> Any:
     """Return a decorator that makes each check of each detector a test of pytest.
 
     Parameters
@@ -572,7 +587,7 @@ def check_bad_X_after_fit(detector):
         fitted.score(X, None)
 
 
-FEATURE_CHECKS = [
+FEATURE_CHECKS: list[Callable] = [
     *(partial(check_kind_of_input, kind=kind) for kind in INPUTS),
     check_memmap,
     check_results_follow_torch_under_dispatch,
@@ -775,7 +790,7 @@ def check_callbacks_are_told_of_every_batch(detector):
     assert recorder.set_up == recorder.torn_down == 2
 
 
-NETWORK_CHECKS = [
+NETWORK_CHECKS: list[Callable] = [
     check_network_is_untouched,
     check_network_is_untouched_when_fit_fails,
     check_state_of_the_network_does_not_matter,
@@ -810,7 +825,7 @@ def check_logits_that_are_written_to_are_refused(detector):
 
 
 # For detectors that look at nothing but the last linear layer and what enters it.
-HEAD_CHECKS = [
+HEAD_CHECKS: list[Callable] = [
     check_pipeline_with_features_of_a_network,
     check_logits_that_are_written_to_are_refused,
 ]
