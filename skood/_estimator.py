@@ -1,12 +1,9 @@
 """An estimator around a network: parameters, devices, cloning and pickling."""
 
 import contextlib
-import sys
 from numbers import Integral
-from typing import Any
 
 import torch
-from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
@@ -14,7 +11,8 @@ from skood._arrays import Rows
 from skood._compat import Interval
 from skood._learning import LabelledRows, batch_rows, read
 from skood._model import fit_head, fit_model, fitted_module, is_trained, require_array
-from skood._modules import describe, linear_head, module_device
+from skood._modules import linear_head, module_device
+from skood._printing import PrintsNetworks
 from skood._streams import Stream, is_stream
 from skood._warnings import warn
 from skood.network import Network
@@ -34,7 +32,7 @@ def computing():
         yield
 
 
-class NetworkEstimator(BaseEstimator):
+class NetworkEstimator(PrintsNetworks):
     """Base of the detectors and of the feature extractor."""
 
     _parameter_constraints = {
@@ -47,31 +45,6 @@ class NetworkEstimator(BaseEstimator):
     # What `model=None` needs a head for; a method on features alone needs none.
     _needs_logits = True
     _min_samples = 1
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the parameters.
-
-        Parameters
-        ----------
-        deep : bool, default=True
-            Whether to add those of a `model` that is an estimator.
-
-        Returns
-        -------
-        params : dict
-            Names and values.
-        """
-        params = super().get_params(deep)
-        # A network prints on 200 lines. Scikit-learn's printer takes the parameters of an
-        # estimator inside of a Pipeline or search from here, and never calls its `__repr__`.
-        printing = sys._getframe(1).f_globals.get("__name__") == "sklearn.utils._pprint"
-        return describe(params) if printing else params
-
-    def _get_params_html(self, *args, **kwargs):
-        params = super()._get_params_html(*args, **kwargs)
-        # Strings: of other objects it shows 30 characters.
-        params.update({n: str(p) for n, p in describe(params).items() if p is not params[n]})
-        return params
 
     def __sklearn_clone__(self):
         # A deep copy of every module a clone costs 45 ms and 112 MiB for 29 M weights. We never

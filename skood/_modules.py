@@ -99,36 +99,6 @@ def module_device(module):
     return next(tensors, torch.device("cpu"))
 
 
-class Described:
-    """Stands for a module where it is printed: its class, size and device, on one line.
-
-    Parameters
-    ----------
-    module : nn.Module
-        Any network.
-    """
-
-    def __init__(self, module):
-        self.module = module
-
-    def __repr__(self):
-        size = sum(
-            p.numel()
-            for p in self.module.parameters()
-            if not isinstance(p, nn.parameter.UninitializedTensorMixin)
-        )
-        name = type(self.module).__name__
-        return f"<{name}: {size:,} parameters on {module_device(self.module)}>"
-
-
-def describe(parameters):
-    """Return a copy of a dict with `Described` for modules that print on more than a line."""
-    return {
-        name: Described(p) if isinstance(p, nn.Module) and any(p.children()) else p
-        for name, p in parameters.items()
-    }
-
-
 def linear_head(weight, bias, device, dtype):
     """Return a frozen ``nn.Linear`` with these weights."""
     weight, bias = (torch.tensor(np.asarray(a), dtype=dtype, device=device) for a in (weight, bias))

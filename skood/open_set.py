@@ -6,7 +6,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from scipy.special import softmax
-from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
+from sklearn.base import ClassifierMixin, MetaEstimatorMixin, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import _safe_indexing
 from sklearn.utils.metaestimators import available_if
@@ -16,6 +16,7 @@ from skood._compat import HasMethods, _fit_context, move_to_numpy
 from skood._estimator import computing
 from skood._labels import as_labels, encode_labels, is_ood
 from skood._model import is_network
+from skood._printing import PrintsNetworks
 from skood._typing import Inputs, Labels
 from skood.base import BaseDetector
 from skood.features import FeatureExtractor
@@ -33,7 +34,7 @@ def _classifier_has(method):
     return check
 
 
-class OpenSetClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
+class OpenSetClassifier(ClassifierMixin, MetaEstimatorMixin, PrintsNetworks):
     """Classifier whose predictions are a class, or that the row belongs to none.
 
     A row that the detector calls out-of-distribution is predicted as unknown, any other as the

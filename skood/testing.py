@@ -717,6 +717,7 @@ def check_network_with_habit(detector, habit):
     assert_untouched(odd, before)
     twin = pickle.loads(pickle.dumps(_put(detector, odd).fit(X, y)))
     np.testing.assert_array_equal(twin.score_samples(X), found)
+    np.testing.assert_array_equal(X, _images()[0], err_msg="X was written to.")
 
 
 def check_pickle_with_a_network(detector):

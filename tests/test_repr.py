@@ -14,6 +14,7 @@ from torch import nn
 
 from skood import ASHDetector, FeatureExtractor, GMMDetector, NNGuideDetector
 from skood.calibration import ConformalDetector
+from skood.open_set import OpenSetClassifier
 from skood.testing import assert_untouched, snapshot
 
 LINE = "<ResNet18: 11,181,642 parameters on cpu>"
@@ -43,8 +44,9 @@ def test_a_layer_that_is_one_line_stays():
         lambda detector: make_pipeline(FeatureExtractor(detector.model), detector),
         lambda detector: GridSearchCV(detector, {"k": [1, 10]}),
         ConformalDetector,
+        lambda detector: OpenSetClassifier(detector.model, GMMDetector(detector.model)),
     ],
-    ids=["Pipeline", "GridSearchCV", "ConformalDetector"],
+    ids=["Pipeline", "GridSearchCV", "ConformalDetector", "OpenSetClassifier"],
 )
 def test_inside_of_another_estimator(wrap, net):
     estimator = wrap(NNGuideDetector(net))
