@@ -1,5 +1,6 @@
 """Deep out-of-distribution detection as scikit-learn estimators."""
 
+from skood._versions import show_versions
 from skood.detectors import (
     ASHDetector,
     GMMDetector,
@@ -19,4 +20,5 @@ __all__ = [
     "NACDetector",
     "NNGuideDetector",
     "__version__",
+    "show_versions",
 ]

@@ -5,7 +5,7 @@ import torch
 from sklearn import get_config
 from sklearn.base import _fit_context
 from sklearn.utils import _safe_indexing
-from sklearn.utils._array_api import get_namespace_and_device, move_to
+from sklearn.utils._array_api import get_namespace_and_device, move_estimator_to, move_to
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metaestimators import _BaseComposition
 
@@ -18,6 +18,7 @@ __all__ = [
     "_safe_indexing",
     "array_api_dispatch",
     "get_namespace_and_device",
+    "move_estimator_to",
     "move_to",
     "move_to_numpy",
 ]

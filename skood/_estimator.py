@@ -4,7 +4,6 @@ import contextlib
 from numbers import Integral
 
 import torch
-from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
@@ -13,6 +12,7 @@ from skood._compat import Interval
 from skood._learning import LabelledRows, batch_rows, read
 from skood._model import fit_head, fit_model, fitted_module, is_trained, require_array
 from skood._modules import linear_head, module_device
+from skood._printing import PrintsNetworks
 from skood._streams import Stream, is_stream
 from skood._warnings import warn
 from skood.network import Network
@@ -46,7 +46,7 @@ class ModuleSharing:
         return super(ModuleSharing, template).__sklearn_clone__().set_params(**shared)
 
 
-class NetworkEstimator(ModuleSharing, BaseEstimator):
+class NetworkEstimator(ModuleSharing, PrintsNetworks):
     """Base of the detectors and of the feature extractor."""
 
     _parameter_constraints = {

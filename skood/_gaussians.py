@@ -176,7 +176,7 @@ def log_joint(rows, stacked, log_scales, margin, left_out=None):
     joint : Tensor of shape (n_samples, K), dtype float64
         Higher is closer.
     """
-    n_features, n_slices, n_classes, width = len(stacked) - 1, *stacked.shape[1:]
+    n_features, (n_slices, n_classes, width) = len(stacked) - 1, stacked.shape[1:]
     # Squares overflow float32 from 1e19 on: rows beyond 1e10 are shrunk, and their 1 with them.
     shrink = rows.abs().amax(1, keepdim=True).clamp(min=FAR) / FAR
     rows = (nn.functional.pad(rows, (1, 0), value=1.0) / shrink).to(stacked.dtype)

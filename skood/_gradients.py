@@ -126,7 +126,7 @@ def embedding_weight(layer, n, ids, grad):
     return norms.new_zeros(n).index_add_(0, keys // size, norms)
 
 
-RULES = {
+RULES: dict = {
     nn.Linear: {"weight": linear_weight, "bias": token_bias},
     nn.LayerNorm: {"weight": layer_norm_weight, "bias": token_bias},
     nn.GroupNorm: {"weight": group_norm_weight, "bias": channel_bias},

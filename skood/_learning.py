@@ -25,7 +25,7 @@ class LearningScorer(nn.Module):
     # Of how many training rows, at most, the scores set the threshold; None is all. For methods
     # whose scores compare each row with all others: at 20 000 the share of false alarms of a 5 %
     # threshold has a standard error of 0.15 %.
-    n_threshold_rows = None
+    n_threshold_rows: int | None = None
 
     def start(self, training):
         """Prepare to learn from a `Training`."""

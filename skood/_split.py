@@ -10,7 +10,7 @@ from skood._layers import check_called, closest_names, first_argument
 from skood._modules import private_copy, unwrap
 
 
-def split(net, layer=None):
+def split(net: nn.Module, layer: str | None = None) -> tuple[nn.Module, nn.Module]:
     """Cut a network in two, to compute features once and to tune on them what follows.
 
     Parameters

@@ -2,12 +2,14 @@
 
 from functools import partial
 from numbers import Real
+from typing import Self
 
 import numpy as np
 import torch
 from sklearn.base import OutlierMixin
 from sklearn.callback import CallbackSupportMixin
 from sklearn.utils import check_random_state
+from torch import nn
 
 from skood._arrays import PIECE_BYTES, feature_batch_rows, join, namespace_of
 from skood._compat import Interval, _fit_context, move_to_numpy
@@ -16,6 +18,7 @@ from skood._labels import is_label_map, is_ood, map_kinds
 from skood._learning import LearningScorer, Training
 from skood._model import frozen_classes, warn_of_unseen
 from skood._streams import is_stream
+from skood._typing import Inputs, Labels
 from skood.functional import all_finite, clip_to
 from skood.metrics import auroc_score
 
@@ -29,6 +32,11 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
     ``(body, scorer)``, two modules: X → what the method consumes → scores. A scorer that learns
     from rows is a `LearningScorer`.
     """
+
+    offset_: float
+    scorer_: nn.Module
+    known_classes_: np.ndarray
+    n_features_in_: int
 
     _parameter_constraints = {
         **NetworkEstimator._parameter_constraints,
@@ -44,7 +52,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         raise NotImplementedError
 
     @property
-    def looks_inside(self):
+    def looks_inside(self) -> bool:
         """True when parameters name layers or weights other than the last linear layer."""
         return any(
             getattr(self, name, None) not in (None, "head")
@@ -58,7 +66,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         """Return more fitted attributes, as a dict."""
         return {}
 
-    def fit(self, X, y=None):
+    def fit(self, X: Inputs, y: Labels | None = None) -> Self:
         """Learn from the in-distribution rows and set the threshold.
 
         Parameters
@@ -199,7 +207,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         rows, scores = self._score(X, method)
         return rows, clip_to(scores.double() - self.offset_, scores.dtype)
 
-    def score_samples(self, X):
+    def score_samples(self, X: Inputs) -> np.ndarray:
         """Score rows; higher means more in-distribution.
 
         Parameters
@@ -216,7 +224,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         rows, scores = self._score(X, "score_samples")
         return rows.like(scores)
 
-    def decision_function(self, X):
+    def decision_function(self, X: Inputs) -> np.ndarray:
         """Score rows relative to the threshold: ``score_samples(X) - offset_``.
 
         Parameters
@@ -232,7 +240,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         rows, decision = self._decide(X, "decision_function")
         return rows.like(decision)
 
-    def predict(self, X):
+    def predict(self, X: Inputs) -> np.ndarray:
         """Tell in-distribution from out-of-distribution rows.
 
         Parameters
@@ -248,7 +256,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         rows, decision = self._decide(X, "predict")
         return rows.like(torch.where(decision >= 0, 1, -1))
 
-    def fit_predict(self, X, y=None):
+    def fit_predict(self, X: Inputs, y: Labels | None = None) -> np.ndarray:
         """Fit on X and y, and predict X.
 
         Parameters
@@ -266,7 +274,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         # OutlierMixin's own drops y.
         return self.fit(X, y).predict(X)
 
-    def score(self, X, y=None):
+    def score(self, X: Inputs, y: Labels | None = None) -> float:
         """Area under the ROC curve of in-distribution against out-of-distribution rows.
 
         Parameters

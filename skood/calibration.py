@@ -2,6 +2,7 @@
 
 import math
 from numbers import Integral, Real
+from typing import Any, Self
 
 import numpy as np
 from scipy.special import logsumexp
@@ -18,6 +19,7 @@ from skood._labels import as_labels, encode_labels, is_ood
 from skood._learning import threshold_rows
 from skood._model import is_trained
 from skood._streams import is_stream
+from skood._typing import Inputs, Labels, RandomState
 from skood._warnings import warn
 from skood.base import BaseDetector
 from skood.metrics import _known_labels, _score_rows, get_scorer
@@ -264,16 +266,16 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
 
     def __init__(
         self,
-        detector,
-        method="split",
-        calibration_size=0.2,
-        alpha=0.05,
+        detector: Any,
+        method: str = "split",
+        calibration_size: int | float = 0.2,
+        alpha: float = 0.05,
         *,
-        tail="none",
-        class_conditional=False,
-        fdr=None,
-        random_state=None,
-    ):
+        tail: str = "none",
+        class_conditional: bool = False,
+        fdr: str | None = None,
+        random_state: RandomState = None,
+    ) -> None:
         self.detector = detector
         self.method = method
         self.calibration_size = calibration_size
@@ -284,7 +286,13 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
         self.random_state = random_state
 
     @_fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X, y=None, X_cal=None, y_cal=None):
+    def fit(
+        self,
+        X: Inputs,
+        y: Labels | None = None,
+        X_cal: Inputs | None = None,
+        y_cal: Labels | None = None,
+    ) -> Self:
         """Fit the detector and calibrate it.
 
         Parameters
@@ -335,7 +343,7 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
             known = labels if known is None else np.union1d(known, labels)
             # A class without calibration rows has p-value 1.
             names = np.union1d(names, labels) if self._within_labels else names
-        vars(self).pop("known_classes_", None)
+        self.__dict__.pop("known_classes_", None)
         if known is not None:
             self.known_classes_ = known
         self._calibration = [
@@ -448,7 +456,7 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
         largest[np.isneginf(largest)] = 0 if log else 1
         return largest
 
-    def p_values(self, X):
+    def p_values(self, X: Inputs) -> np.ndarray:
         """Return conformal p-values.
 
         Parameters
@@ -463,7 +471,7 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
         """
         return self._p_values(X, log=False)
 
-    def score_samples(self, X):
+    def score_samples(self, X: Inputs) -> np.ndarray:
         """Return p-values as scores, higher = more in-distribution.
 
         Parameters
@@ -479,7 +487,7 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
         """
         return self._p_values(X, log=self.tail == "exponential")
 
-    def decision_function(self, X):
+    def decision_function(self, X: Inputs) -> np.ndarray:
         """Return ``score_samples(X) - offset_``: p-values less alpha, or the same of logarithms.
 
         Parameters
@@ -500,7 +508,7 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
             adjusted = np.log(np.maximum(adjusted, np.finfo(np.float64).tiny))
         return adjusted - self.offset_
 
-    def predict(self, X):
+    def predict(self, X: Inputs) -> np.ndarray:
         """Tell in-distribution from out-of-distribution rows.
 
         Parameters
@@ -515,7 +523,7 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
         """
         return np.where(self.decision_function(X) >= 0, 1, -1)
 
-    def fit_predict(self, X, y=None):
+    def fit_predict(self, X: Inputs, y: Labels | None = None) -> np.ndarray:
         """Fit on X and y, and predict X.
 
         Parameters
@@ -533,7 +541,7 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
         # OutlierMixin's own drops y.
         return self.fit(X, y).predict(X)
 
-    def score(self, X, y):
+    def score(self, X: Inputs, y: Labels) -> float:
         """Area under the ROC curve of in-distribution against out-of-distribution rows.
 
         Parameters
@@ -553,12 +561,12 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
         return get_scorer("auroc")(self, X, y)
 
     @property
-    def n_features_in_(self):
+    def n_features_in_(self) -> int:
         """As the detector has it."""
         return self.detectors_[0].n_features_in_
 
     @property
-    def feature_names_in_(self):
+    def feature_names_in_(self) -> np.ndarray:
         """As the detector has it."""
         return self.detectors_[0].feature_names_in_
 

@@ -1,9 +1,15 @@
 """Real OOD detection data that comes with scikit-learn, without any download."""
 
+from typing import Any
+
 import numpy as np
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.model_selection import train_test_split
 from sklearn.utils import Bunch, check_random_state
+
+from skood._typing import RandomState
+
+__all__ = ["load_digits_ood"]
 
 _N_KNOWN = 6
 _SIDE = 8
@@ -68,7 +74,13 @@ def _cut_textures(photograph):
     return squares[np.sort(order[-_N_CUTS_PER_PHOTOGRAPH:])]
 
 
-def load_digits_ood(*, random_state=0, test_size=0.4, as_images=True, return_X_y=False):
+def load_digits_ood(
+    *,
+    random_state: RandomState = 0,
+    test_size: float = 0.4,
+    as_images: bool = True,
+    return_X_y: bool = False,
+) -> Any:
     """Load small real images with three kinds of OOD images, near to far.
 
     The digits 0 to 5 are in-distribution. Out-of-distribution are the digits 6 to 9 ("near"),
@@ -150,7 +162,7 @@ def load_digits_ood(*, random_state=0, test_size=0.4, as_images=True, return_X_y
     >>> round(auroc_score(y, detector.score_samples(X)), 1)
     0.9
     """
-    random_state = check_random_state(random_state)
+    rng = check_random_state(random_state)
     digits = load_digits()
     images = _to_rows(digits.images / 16, as_images)
     known = digits.target < _N_KNOWN
@@ -158,10 +170,10 @@ def load_digits_ood(*, random_state=0, test_size=0.4, as_images=True, return_X_y
         images[known],
         digits.target[known],
         test_size=test_size,
-        random_state=random_state,
+        random_state=rng,
         stratify=digits.target[known],
     )
-    noise = random_state.uniform(size=(_N_NOISE, _SIDE, _SIDE))
+    noise = rng.uniform(size=(_N_NOISE, _SIDE, _SIDE))
     textures = [_cut_textures(photograph) for photograph in _load_photographs()]
     ood = {
         "near": images[~known],

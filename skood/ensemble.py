@@ -17,6 +17,7 @@ from skood._arrays import FEATURE_BATCH_BYTES, TensorStore
 from skood._compat import Interval, StrOptions, _BaseComposition, _fit_context, move_to_numpy
 from skood._estimator import ModuleSharing, computing
 from skood._learning import threshold_rows
+from skood._printing import PrintsNetworks, for_printer
 from skood.base import BaseDetector
 from skood.calibration import ROUNDING, check_scores, conformal_p_values
 from skood.features import FeatureExtractor, attach
@@ -108,7 +109,9 @@ def feature_blocks(extractor, rows):
         yield move_to_numpy(torch.cat(held))
 
 
-class EnsembleDetector(ModuleSharing, OutlierMixin, MetaEstimatorMixin, _BaseComposition):
+class EnsembleDetector(
+    ModuleSharing, MetaEstimatorMixin, OutlierMixin, PrintsNetworks, _BaseComposition
+):
     r"""Several detectors as one: their p-values, combined.
 
     Scores of unlike detectors have unlike scales. With :math:`s_i` the scores of the n training
@@ -260,7 +263,7 @@ class EnsembleDetector(ModuleSharing, OutlierMixin, MetaEstimatorMixin, _BaseCom
         params : dict
             Names and values.
         """
-        return self._get_params("detectors", deep=deep)
+        return for_printer(self._get_params("detectors", deep=deep))
 
     def set_params(self, **params):
         """Set parameters, of a detector as ``name__parameter``, or a whole detector by its name.

@@ -1,11 +1,14 @@
 """Features of a network as a scikit-learn transformer."""
 
+from typing import Self
+
 import joblib
 import numpy as np
 import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted, check_memory
+from torch import nn
 
 from skood._arrays import join, move
 from skood._compat import HasMethods, StrOptions, _fit_context
@@ -13,6 +16,7 @@ from skood._estimator import NetworkEstimator, computing
 from skood._model import is_trained
 from skood._modules import Pool
 from skood._streams import Stream
+from skood._typing import Device, Inputs, Labels, Model
 from skood.base import BaseDetector
 
 __all__ = ["FeatureExtractor"]
@@ -77,15 +81,15 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
 
     def __init__(
         self,
-        model=None,
-        layer=None,
+        model: Model = None,
+        layer: str | None = None,
         *,
-        pool="avg",
-        memory=None,
-        device="auto",
-        batch_size=None,
-        verbose=False,
-    ):
+        pool: str | None = "avg",
+        memory: str | joblib.Memory | None = None,
+        device: Device = "auto",
+        batch_size: int | None = None,
+        verbose: bool | int = False,
+    ) -> None:
         self.model = model
         self.layer = layer
         self.pool = pool
@@ -95,7 +99,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
         self.verbose = verbose
 
     @_fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X, y=None):
+    def fit(self, X: Inputs, y: Labels | None = None) -> Self:
         """Check the network on the first rows; fit it where it is not trained yet.
 
         Parameters
@@ -124,12 +128,12 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
         return network.layer(self.layer, how=self.pool)
 
     @property
-    def head(self):
+    def head(self) -> nn.Linear:
         """The network's last linear layer, a frozen ``nn.Linear`` that takes the features."""
         check_is_fitted(self)
         return self._network.head
 
-    def transform(self, X):
+    def transform(self, X: Inputs) -> np.ndarray:
         """Return the features.
 
         Parameters

@@ -1,8 +1,10 @@
 """Splitters and a wrapper with which scikit-learn's searches tune detectors."""
 
-from numbers import Integral
+from collections.abc import Iterator
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline
@@ -12,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skood._compat import HasMethods, _fit_context, _safe_indexing
 from skood._labels import as_labels, encode_labels
+from skood._typing import Inputs, Labels, RandomState
 from skood.metrics import _known_labels, get_scorer
 
 __all__ = ["FitOnInliers", "LeaveClassesOut", "OODStratifiedKFold"]
@@ -61,7 +64,9 @@ class OODStratifiedKFold(StratifiedKFold):
     ['cat', 'dog', -1] ['cat', 'dog', -1]
     """
 
-    def split(self, X, y, groups=None):
+    def split(
+        self, X: Inputs, y: Labels, groups: Any = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the indices of train and test rows.
 
         Parameters
@@ -130,13 +135,17 @@ class LeaveClassesOut(StratifiedKFold):
     True
     """
 
-    def __init__(self, n_splits=5, *, n_classes=1, random_state=None):
+    def __init__(
+        self, n_splits: int = 5, *, n_classes: int = 1, random_state: RandomState = None
+    ) -> None:
         super().__init__(n_splits, shuffle=True, random_state=random_state)
-        if not isinstance(n_classes, Integral) or n_classes < 1:
+        if not isinstance(n_classes, (int, np.integer)) or n_classes < 1:
             raise ValueError(f"n_classes must be a positive integer, got {n_classes!r}.")
         self.n_classes = int(n_classes)
 
-    def split(self, X, y, groups=None):
+    def split(
+        self, X: Inputs, y: Labels, groups: Any = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the indices of train and test rows.
 
         Parameters
@@ -232,12 +241,12 @@ class FitOnInliers(MetaEstimatorMixin, BaseEstimator):
 
     _parameter_constraints = {"estimator": [HasMethods("fit")], "higher_is_outlier": ["boolean"]}
 
-    def __init__(self, estimator, *, higher_is_outlier=False):
+    def __init__(self, estimator: Any, *, higher_is_outlier: bool = False) -> None:
         self.estimator = estimator
         self.higher_is_outlier = higher_is_outlier
 
     @_fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X, y=None):
+    def fit(self, X: Inputs, y: Labels | None = None) -> Self:
         """Fit a clone of the estimator on the rows whose label is not negative.
 
         Parameters
@@ -274,13 +283,13 @@ class FitOnInliers(MetaEstimatorMixin, BaseEstimator):
                 "scores are higher for outliers: use FitOnInliers(..., higher_is_outlier=True)."
             )
         for name, value in fitted.items():
-            vars(self).pop(name, None)
+            self.__dict__.pop(name, None)
             if value is not None:
                 setattr(self, name, value)
         return self
 
     @available_if(_has("transform"))
-    def fit_transform(self, X, y=None):
+    def fit_transform(self, X: Inputs, y: Labels | None = None) -> Any:
         """Fit on the in-distribution rows and transform all.
 
         Parameters
@@ -298,7 +307,7 @@ class FitOnInliers(MetaEstimatorMixin, BaseEstimator):
         return self.fit(X, y).transform(X)
 
     @available_if(_has("predict"))
-    def fit_predict(self, X, y=None):
+    def fit_predict(self, X: Inputs, y: Labels | None = None) -> np.ndarray:
         """Fit on the in-distribution rows and predict all.
 
         Parameters
@@ -316,7 +325,7 @@ class FitOnInliers(MetaEstimatorMixin, BaseEstimator):
         return self.fit(X, y).predict(X)
 
     @available_if(_has("transform"))
-    def transform(self, X):
+    def transform(self, X: Inputs) -> Any:
         """Transform rows.
 
         Parameters
@@ -333,7 +342,7 @@ class FitOnInliers(MetaEstimatorMixin, BaseEstimator):
         return self.estimator_.transform(X)
 
     @available_if(_has("get_feature_names_out"))
-    def get_feature_names_out(self, input_features=None):
+    def get_feature_names_out(self, input_features: ArrayLike | None = None) -> np.ndarray:
         """Name the features that ``transform`` returns.
 
         Parameters
@@ -350,7 +359,7 @@ class FitOnInliers(MetaEstimatorMixin, BaseEstimator):
         return self.estimator_.get_feature_names_out(input_features)
 
     @available_if(_has("set_output"))
-    def set_output(self, *, transform=None):
+    def set_output(self, *, transform: str | None = None) -> Self:
         """Choose the container of what ``transform`` returns.
 
         Parameters
@@ -368,7 +377,7 @@ class FitOnInliers(MetaEstimatorMixin, BaseEstimator):
         return self
 
     @available_if(_has("score_samples"))
-    def score_samples(self, X):
+    def score_samples(self, X: Inputs) -> np.ndarray:
         """Score rows; higher means more in-distribution.
 
         Parameters
@@ -386,7 +395,7 @@ class FitOnInliers(MetaEstimatorMixin, BaseEstimator):
         return -scores if self.higher_is_outlier else scores
 
     @available_if(_has("decision_function"))
-    def decision_function(self, X):
+    def decision_function(self, X: Inputs) -> np.ndarray:
         """Score rows relative to the threshold.
 
         Parameters
@@ -404,7 +413,7 @@ class FitOnInliers(MetaEstimatorMixin, BaseEstimator):
         return -decision - self.offset_ if self.higher_is_outlier else decision
 
     @available_if(_has("predict"))
-    def predict(self, X):
+    def predict(self, X: Inputs) -> np.ndarray:
         """Tell in-distribution from out-of-distribution rows.
 
         Parameters
@@ -423,7 +432,7 @@ class FitOnInliers(MetaEstimatorMixin, BaseEstimator):
         return self.estimator_.predict(X)
 
     @available_if(_has("score_samples", "decision_function"))
-    def score(self, X, y):
+    def score(self, X: Inputs, y: Labels) -> float:
         """Area under the ROC curve of in-distribution against out-of-distribution rows.
 
         Parameters

@@ -1,17 +1,22 @@
 """Classification with a reject option: a class, or "unknown"."""
 
+from collections.abc import Sequence
+from typing import Any, Self
+
 import numpy as np
 import torch
 from scipy.special import softmax
-from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
+from sklearn.base import ClassifierMixin, MetaEstimatorMixin, clone
 from sklearn.utils import _safe_indexing
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _num_samples, check_is_fitted, validate_data
 
 from skood._compat import HasMethods, _fit_context, move_to_numpy
-from skood._estimator import computing
+from skood._estimator import ModuleSharing, computing
 from skood._labels import as_labels, encode_labels, is_ood
 from skood._model import is_network
+from skood._printing import PrintsNetworks
+from skood._typing import Inputs, Labels
 from skood.base import BaseDetector
 from skood.features import FeatureExtractor, attach
 
@@ -28,7 +33,7 @@ def _classifier_has(method):
     return check
 
 
-class OpenSetClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
+class OpenSetClassifier(ModuleSharing, ClassifierMixin, MetaEstimatorMixin, PrintsNetworks):
     """Classifier whose predictions are a class, or that the row belongs to none.
 
     A row that the detector calls out-of-distribution is predicted as unknown, any other as the
@@ -81,13 +86,13 @@ class OpenSetClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         "unknown_label": "no_validation",
     }
 
-    def __init__(self, classifier, detector, *, unknown_label=-1):
+    def __init__(self, classifier: Any, detector: Any, *, unknown_label: Any = -1) -> None:
         self.classifier = classifier
         self.detector = detector
         self.unknown_label = unknown_label
 
     @_fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X, y):
+    def fit(self, X: Inputs, y: Labels) -> Self:
         """Fit the classifier and the detector on the in-distribution rows.
 
         Parameters
@@ -166,7 +171,7 @@ class OpenSetClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
     def _is_outlier(self, X, features):
         return move_to_numpy(self.detector_.predict(features if self._on_features else X)) < 0
 
-    def predict(self, X):
+    def predict(self, X: Inputs) -> np.ndarray:
         """Predict a class, or `unknown_label`.
 
         Parameters
@@ -193,7 +198,7 @@ class OpenSetClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         return labels
 
     @available_if(_classifier_has("predict_proba"))
-    def predict_proba(self, X):
+    def predict_proba(self, X: Inputs) -> np.ndarray:
         """Probabilities of the known classes, as the classifier gives them.
 
         Parameters
@@ -212,7 +217,7 @@ class OpenSetClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         return self.classifier_.predict_proba(features)
 
     @available_if(_classifier_has("decision_function"))
-    def decision_function(self, X):
+    def decision_function(self, X: Inputs) -> np.ndarray:
         """Decision values of the known classes, as the classifier gives them.
 
         Parameters
@@ -231,7 +236,7 @@ class OpenSetClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         logits = self._logits(features)
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
-    def score_samples(self, X):
+    def score_samples(self, X: Inputs) -> np.ndarray:
         """Scores of the detector; higher means more in-distribution.
 
         Parameters
@@ -249,7 +254,9 @@ class OpenSetClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         name = "score_samples" if hasattr(self.detector_, "score_samples") else "decision_function"
         return move_to_numpy(getattr(self.detector_, name)(rows))
 
-    def score(self, X, y, sample_weight=None):
+    def score(
+        self, X: Inputs, y: Labels, sample_weight: Sequence[float] | np.ndarray | None = None
+    ) -> float:
         """Accuracy, where unknown is right for rows of no known class.
 
         Parameters

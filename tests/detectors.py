@@ -1,7 +1,5 @@
 """Instances of every estimator in every setting, for the tests over all of them."""
 
-import re
-
 from skood import (
     ASHDetector,
     FeatureExtractor,
@@ -10,13 +8,9 @@ from skood import (
     NACDetector,
     NNGuideDetector,
 )
+from skood.testing import name_of as name_of
 
 DETECTORS = [ASHDetector, GMMDetector, GradNormDetector, NACDetector, NNGuideDetector]
-
-
-def name_of(instance):
-    """Return a test id, the same in every process."""
-    return re.sub(r" at 0x\w+|\s", "", str(instance))
 
 
 SETTINGS = [

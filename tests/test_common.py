@@ -9,7 +9,6 @@ import warnings
 import joblib
 import numpy as np
 import pandas as pd
-import polars as pl
 import pytest
 import references as ref
 import torch
@@ -27,14 +26,13 @@ from networks import (
 )
 from sklearn import config_context
 from sklearn.base import clone
-from sklearn.datasets import load_iris
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import NotFittedError, UndefinedMetricWarning
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.svm import SVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
@@ -48,6 +46,7 @@ from skood import (
     NNGuideDetector,
 )
 from skood.metrics import auroc_score
+from skood.testing import parametrize_with_detector_checks
 
 ALL = pytest.mark.parametrize("detector", SETTINGS, ids=name_of)
 EACH = pytest.mark.parametrize("detector", [cls() for cls in DETECTORS], ids=name_of)
@@ -58,8 +57,24 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 @pytest.mark.filterwarnings("ignore")
-@parametrize_with_checks(SETTINGS + EXTRACTORS)
-def test_scikit_learn_checks(estimator, check):
+@parametrize_with_detector_checks(
+    SETTINGS,
+    kinds=["features"],
+    agreement=lambda detector: 0.95 if isinstance(detector, NACDetector) else 1.0,
+)
+def test_on_features(detector, check):
+    check(detector)
+
+
+@pytest.mark.filterwarnings("ignore")
+@parametrize_with_detector_checks(IN_NETWORKS, kinds=["network"])
+def test_in_networks(detector, check):
+    check(detector)
+
+
+@pytest.mark.filterwarnings("ignore")
+@parametrize_with_checks(EXTRACTORS)
+def test_scikit_learn_checks_of_extractors(estimator, check):
     check(estimator)
 
 
@@ -70,21 +85,6 @@ def test_array_api_checks_run():
     assert SCIPY_ARRAY_API
 
 
-@pytest.fixture(scope="module")
-def fitted():
-    """Return a function that gives a detector fitted on iris, made once."""
-    X, y = load_iris(return_X_y=True)
-    cache = {}
-
-    def get(detector):
-        key = name_of(detector)
-        if key not in cache:
-            cache[key] = clone(detector).fit(X, y)
-        return cache[key]
-
-    return get
-
-
 def put(detector, net):
     """Return a clone of a detector with a network."""
     return clone(detector).set_params(model=net)
@@ -93,188 +93,7 @@ def put(detector, net):
 # Inputs
 
 
-def as_memmap(X, tmp_path):
-    """Return X as a read-only memmap."""
-    np.save(tmp_path / "X.npy", X)
-    return np.load(tmp_path / "X.npy", mmap_mode="r")
-
-
-def read_only(X):
-    """Return a copy that cannot be written to."""
-    X = X.copy()
-    X.flags.writeable = False
-    return X
-
-
-FLOAT_INPUTS = {
-    "fortran": np.asfortranarray,
-    "read-only": read_only,
-    "negative stride": lambda X: X[::-1, ::-1].copy()[::-1, ::-1],
-    "big endian": lambda X: X.astype(">f8"),
-    "list": lambda X: X.tolist(),
-    "pandas": pd.DataFrame,
-    "polars": lambda X: pl.DataFrame(X, schema=list("abcd")),
-    "torch": torch.as_tensor,
-    "requires grad": lambda X: torch.as_tensor(X).clone().requires_grad_(),
-    "not contiguous": lambda X: torch.as_tensor(X.T.copy()).T,
-    "object": lambda X: X.astype(object),
-}
-
-
-@EACH
-@pytest.mark.parametrize("kind", FLOAT_INPUTS)
-@pytest.mark.filterwarnings("ignore:X (does not have|has) .*feature names")
-def test_kinds_of_input(detector, kind, fitted, iris):
-    X, y = iris
-    expected = fitted(detector).score_samples(X)
-    convert = FLOAT_INPUTS[kind]
-    np.testing.assert_allclose(fitted(detector).score_samples(convert(X)), expected, rtol=1e-10)
-    scores = clone(detector).fit(convert(X), y).score_samples(convert(X))
-    assert isinstance(scores, np.ndarray) and scores.dtype == np.float64
-    np.testing.assert_allclose(scores, expected, rtol=1e-10)
-
-
-@EACH
-def test_memmaps(detector, fitted, iris, tmp_path):
-    X, y = iris
-    memmap = as_memmap(X, tmp_path)
-    scores = clone(detector).fit(memmap, y).score_samples(memmap)
-    np.testing.assert_allclose(scores, fitted(detector).score_samples(X), rtol=1e-10)
-
-
-@EACH
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int64", "uint8", "uint16"])
-def test_dtypes(detector, dtype, iris):
-    """Beside float64; the head is given, since logistic regression itself differs in float32."""
-    X, y = iris
-    tensor = torch.as_tensor(10 * X).to(getattr(torch, dtype))
-    head = FrozenEstimator(LogisticRegression(max_iter=1000).fit(tensor.double().numpy(), y))
-    exact = put(detector, head).fit(tensor.double().numpy(), y)
-    exact = exact.score_samples(tensor.double().numpy())
-    found = put(detector, head).fit(tensor, y).score_samples(tensor)
-    assert found.dtype == (np.float32 if dtype == "float32" else np.float64)
-    if isinstance(detector, NACDetector):
-        assert np.isclose(found, exact).mean() > 0.95
-    else:
-        rtol = 1e-3 if dtype == "float32" else 1e-10
-        np.testing.assert_allclose(found, exact, rtol=rtol, atol=rtol)
-    if dtype != "bfloat16":
-        again = put(detector, head).fit(tensor.numpy(), y).score_samples(tensor.numpy())
-        np.testing.assert_array_equal(again, found)
-
-
-@ALL
-def test_results_follow_torch_under_dispatch(detector, iris):
-    X, y = (torch.as_tensor(a) for a in iris)
-    with config_context(array_api_dispatch=True):
-        detector = clone(detector).fit(X, y)
-        scores, labels = detector.score_samples(X), detector.predict(X)
-    assert isinstance(scores, torch.Tensor) and labels.dtype == torch.int64
-    assert isinstance(detector.known_classes_, torch.Tensor)
-
-
-@EACH
-def test_estimators_move_to_another_array_library(detector, iris):
-    from sklearn.utils._array_api import get_namespace_and_device, move_estimator_to
-
-    X, y = iris
-    detector = clone(detector).fit(X, y)
-    tensor = torch.as_tensor(X)
-    with config_context(array_api_dispatch=True):
-        xp, _, device = get_namespace_and_device(tensor)
-        with pytest.raises(ValueError, match="must use the same namespace"):
-            detector.predict(tensor)
-        moved = move_estimator_to(detector, xp, device)
-        found = moved.score_samples(tensor)
-    assert isinstance(moved.known_classes_, torch.Tensor)
-    np.testing.assert_allclose(found.numpy(), detector.score_samples(X), rtol=1e-12)
-
-
-@ALL
-def test_X_and_y_are_not_modified(detector, iris):
-    X, y = (a.copy() for a in iris)
-    tensor = torch.as_tensor(X.copy())
-    detector = clone(detector).fit(X, y)
-    detector.score_samples(tensor)
-    clone(detector).fit(tensor, y).predict(tensor)
-    for found, expected in zip((X, y, tensor.numpy()), (*iris, iris[0]), strict=True):
-        np.testing.assert_array_equal(found, expected)
-
-
-def test_a_network_that_writes_to_its_input_does_not_reach_X(images):
-    X, y = images
-    net = nn.Sequential(nn.ReLU(inplace=True), seeded(SmallCNN)).eval()
-    before = X.copy()
-    for detector in IN_NETWORKS[::4]:
-        put(detector, net).fit(X, y).score_samples(torch.as_tensor(X))
-    np.testing.assert_array_equal(X, before)
-
-
-@EACH
-def test_two_rows_are_enough(detector):
-    X = np.array([[0.0, 1.0], [2.0, 0.5]])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for y in (None, [0, 0], [0, 1]):
-            scores = clone(detector).fit(X, y).score_samples([[0.0, 1.0], [50.0, 50.0]])
-            assert np.isfinite(scores).all()
-
-
-@EACH
-@pytest.mark.parametrize("shape", [(30, 4, 3, 3), (30, 5, 4)])
-def test_maps_and_tokens_without_a_network_are_averaged(detector, shape, rng):
-    X, y = rng.normal(size=shape), np.arange(30) % 3
-    pooled = X.mean((2, 3)) if len(shape) == 4 else X.mean(1)
-    np.testing.assert_allclose(
-        clone(detector).fit(X, y).score_samples(X),
-        clone(detector).fit(pooled, y).score_samples(pooled),
-        rtol=1e-8,
-    )
-
-
 # Labels
-
-
-@EACH
-@pytest.mark.parametrize(
-    "relabel",
-    [
-        lambda y: y,
-        lambda y: np.array(["cat", "dog", "emu"])[y],
-        lambda y: pd.Series(y),
-        lambda y: torch.as_tensor(y),
-        lambda y: y.astype(float),
-        lambda y: [int(label) for label in y],
-    ],
-    ids=["int", "str", "series", "tensor", "float", "list"],
-)
-def test_ood_rows_are_left_out_and_counted(detector, relabel, iris, fitted):
-    X, y = iris
-    X_ood = X[:20] * 3 + 5
-    labels = relabel(y)
-    mixed = (
-        list(labels) + [-1] * 20
-        if not isinstance(labels, torch.Tensor)
-        else torch.cat([labels, -torch.ones(20, dtype=torch.int64)])
-    )
-    detector = clone(detector).fit(np.vstack([X, X_ood]), mixed)
-    np.testing.assert_allclose(detector.score_samples(X), fitted(detector).score_samples(X))
-    assert detector.known_classes_.tolist() == sorted(set(np.asarray(labels).tolist()))
-    assert not hasattr(detector, "classes_")
-    score = detector.score(np.vstack([X, X_ood]), mixed)
-    scores = detector.score_samples(np.vstack([X, X_ood]))
-    wins = (scores[:150, None] > scores[150:]) + 0.5 * (scores[:150, None] == scores[150:])
-    assert score == pytest.approx(wins.mean())
-
-
-@EACH
-def test_classes_that_fit_did_not_see_count_as_ood(detector, iris):
-    X, y = iris
-    labelled = clone(detector).fit(X[y < 2], y[y < 2])
-    assert labelled.score(X, y) == pytest.approx(labelled.score(X, np.where(y < 2, y, -1)))
-    unlabelled = clone(detector).fit(X[y < 2])
-    with pytest.warns(UndefinedMetricWarning):
-        assert np.isnan(unlabelled.score(X, y))
 
 
 def test_a_network_that_may_know_unseen_classes_is_warned_of(iris):
@@ -289,79 +108,7 @@ def test_a_network_that_may_know_unseen_classes_is_warned_of(iris):
         assert np.isnan(detector.score(X, y))
 
 
-@EACH
-def test_fit_predict_does_not_drop_y(detector, iris):
-    X, y = iris
-    y = np.where(y == 2, -1, y)
-    expected = clone(detector).fit(X, y).predict(X)
-    np.testing.assert_array_equal(clone(detector).fit_predict(X, y), expected)
-
-
 # The network
-
-
-def snapshot(net):
-    """Return everything of a network that could be changed."""
-    return {
-        "state": {k: v.clone() for k, v in net.state_dict().items()},
-        "identity": [id(p) for p in net.parameters()] + [id(b) for b in net.buffers()],
-        "training": [m.training for m in net.modules()],
-        "requires_grad": [p.requires_grad for p in net.parameters()],
-        "grad": [None if p.grad is None else p.grad.clone() for p in net.parameters()],
-        "device": [p.device for p in net.parameters()],
-        "hooks": [
-            (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks))
-            for m in net.modules()
-        ],
-        "modules": [id(m) for m in net.modules()],
-    }
-
-
-def assert_untouched(net, before):
-    """Compare a network to its snapshot, bit by bit."""
-    after = snapshot(net)
-    for name, tensor in before.pop("state").items():
-        assert torch.equal(tensor, after["state"][name]), name
-    for a, b in zip(before.pop("grad"), after.pop("grad"), strict=True):
-        assert a is b is None or torch.equal(a, b)
-    after.pop("state")
-    assert before == after
-
-
-@NETWORK
-def test_the_network_is_untouched(detector, images):
-    X, y = images
-    net = seeded(SmallCNN).train()
-    net.conv1.weight.requires_grad_(False)
-    net(torch.as_tensor(X)).sum().backward()
-    before = snapshot(net)
-    detector = put(detector, net).fit(X, y)
-    detector.score_samples(X)
-    assert_untouched(net, before)
-
-
-@NETWORK
-def test_the_network_is_untouched_when_fit_fails_half_way(detector, images):
-    X, y = images
-    X = X.copy()
-    X[-1] = np.nan
-    net = seeded(SmallCNN).train()
-    before = snapshot(net)
-    with pytest.raises(ValueError, match="NaN"):
-        put(detector, net).set_params(batch_size=8).fit(X, y)
-    assert_untouched(net, before)
-    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-
-
-@NETWORK
-def test_train_mode_frozen_weights_and_inference_mode_change_nothing(detector, images):
-    X, y = images
-    net = seeded(SmallCNN)
-    expected = put(detector, net).fit(X, y).score_samples(X)
-    trained = copy.deepcopy(net).train().requires_grad_(False)
-    with torch.inference_mode():
-        found = put(detector, trained).fit(X, y).score_samples(torch.as_tensor(X))
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_dropout_is_off(iris):
@@ -435,15 +182,6 @@ def test_label_maps(images):
         detector.score(X, np.zeros(24))
 
 
-def test_autocast_around_the_call_changes_nothing(images):
-    X, y = images
-    for detector in IN_NETWORKS:
-        detector = put(detector, seeded(SmallCNN)).fit(X, y)
-        expected = detector.score_samples(X)
-        with torch.autocast("cpu", torch.bfloat16):
-            np.testing.assert_array_equal(detector.score_samples(X), expected)
-
-
 def test_gradnorm_of_half_precision_at_a_high_temperature(images):
     X, y = images
     net = seeded(SmallCNN)
@@ -451,82 +189,6 @@ def test_gradnorm_of_half_precision_at_a_high_temperature(images):
     exact = GradNormDetector(net, **settings).fit(X, y).score_samples(X)
     half = GradNormDetector(copy.deepcopy(net).bfloat16(), **settings).fit(X, y)
     np.testing.assert_allclose(half.score_samples(X), exact, rtol=0.1)
-
-
-class Odd(nn.Module):
-    """A network with one habit that a careless cut would trip over."""
-
-    def __init__(self, habit):
-        super().__init__()
-        self.hidden, self.fc = nn.Linear(4, 3), nn.Linear(3, 3)
-        self.all = nn.Sequential(self.hidden, nn.ReLU(), self.fc)
-        self.habit = habit
-        self.register_buffer("calls", torch.zeros(1))
-
-    def forward(self, x):
-        """Map features to logits."""
-        if self.habit == "writes to its input":
-            x.mul_(2)
-        if self.habit == "writes to a buffer":
-            self.calls += 1
-        if self.habit == "two names for a layer":
-            return self.all(x)
-        h = torch.relu(self.hidden(x))
-        if self.habit == "reads its head":
-            return self.fc(h.to(self.fc.weight.dtype))
-        if self.habit == "calls its head by keyword":
-            return self.fc(input=h)
-        logits = self.fc(h)
-        if self.habit == "reshapes its logits":
-            return {"logits": logits, "p": logits.view(-1, 3).softmax(1)}
-        return logits.div_(4) if self.habit == "writes to its logits" else logits
-
-
-HABITS = [
-    "two names for a layer",
-    "reads its head",
-    "calls its head by keyword",
-    "reshapes its logits",
-    "writes to its input",
-    "writes to a buffer",
-]
-
-
-@pytest.mark.parametrize("habit", HABITS)
-@pytest.mark.parametrize(
-    "detector",
-    [
-        ASHDetector(),
-        GMMDetector(),
-        GradNormDetector(),
-        GradNormDetector(params="all"),
-        NACDetector(),
-        NACDetector(layers=["hidden", None]),
-        NNGuideDetector(),
-    ],
-    ids=name_of,
-)
-def test_networks_with_habits(detector, habit, iris):
-    X, y = iris
-    torch.manual_seed(0)
-    odd = Odd(habit).double()
-    plain = Odd(None).double()
-    plain.load_state_dict(odd.state_dict())
-    before = snapshot(odd)
-    found = put(detector, odd).fit(X, y).score_samples(X)
-    expected = put(detector, plain).fit(X, y)
-    scale = 2 if habit == "writes to its input" else 1
-    expected = put(detector, plain).fit(scale * X, y).score_samples(scale * X)
-    np.testing.assert_allclose(found, expected, rtol=1e-9)
-    assert_untouched(odd, before)
-    np.testing.assert_array_equal(X, iris[0])
-
-
-@EACH
-def test_a_head_whose_logits_are_written_to_is_refused(detector, iris):
-    X, y = iris
-    with pytest.raises(ValueError, match="does something after its last linear layer 'fc'"):
-        put(detector, Odd("writes to its logits").double()).fit(X, y)
 
 
 def test_an_embedding_that_rescales_itself_is_left_alone(rng):
@@ -556,16 +218,6 @@ def test_a_logit_score_that_is_a_module_keeps_its_mode(iris):
     top = Top().train()
     ASHDetector(logit_score=top).fit(*iris)
     assert top.training
-
-
-@NETWORK
-def test_loading_under_inference_mode(detector, images):
-    X, y = images
-    detector = put(detector, seeded(SmallCNN)).fit(X, y)
-    with torch.inference_mode():
-        twin = copy.deepcopy(detector)
-        found = twin.score_samples(X)
-    np.testing.assert_array_equal(found, detector.score_samples(X))
 
 
 def test_the_warning_of_further_training_travels_and_knows_its_own_weights(iris):
@@ -621,36 +273,7 @@ def test_training_the_network_further_is_noticed(images):
         detector.score_samples(X)
 
 
-@NETWORK
-def test_threads_share_a_detector(detector, images):
-    X, y = images
-    detector = put(detector, seeded(SmallCNN)).fit(X, y)
-    blocks = [X + i for i in range(4)]
-    expected = [detector.score_samples(block) for block in blocks]
-    wrong = []
-
-    def work(i):
-        for _ in range(5):
-            if not np.array_equal(detector.score_samples(blocks[i]), expected[i]):
-                wrong.append(i)
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
-
-
 # Composition
-
-
-@ALL
-def test_clone_and_set_params(detector, fitted, iris):
-    X, y = iris
-    twin = clone(fitted(detector))
-    assert repr(twin) == repr(detector) and not hasattr(twin, "offset_")
-    np.testing.assert_array_equal(twin.fit(X, y).predict(X), fitted(detector).predict(X))
 
 
 def test_a_failed_fit_leaves_what_was_fitted(iris):
@@ -701,28 +324,6 @@ def test_clone_shares_the_network():
     assert clone(ASHDetector(classifier)).model is not classifier
 
 
-@ALL
-def test_pickle_and_joblib(detector, fitted, iris, tmp_path):
-    X, _ = iris
-    detector = fitted(detector)
-    joblib.dump(detector, tmp_path / "detector.joblib")
-    for twin in (
-        pickle.loads(pickle.dumps(detector)),
-        joblib.load(tmp_path / "detector.joblib"),
-        copy.deepcopy(detector),
-    ):
-        np.testing.assert_array_equal(twin.decision_function(X), detector.decision_function(X))
-        assert twin.offset_ == detector.offset_
-
-
-@NETWORK
-def test_pickle_with_a_network(detector, images):
-    X, y = images
-    detector = put(detector, seeded(SmallCNN)).fit(X, y)
-    twin = pickle.loads(pickle.dumps(detector))
-    np.testing.assert_array_equal(twin.score_samples(X), detector.score_samples(X))
-
-
 def test_a_pickle_holds_no_tensor_of_ours(iris):
     X, y = iris
     for cls in DETECTORS:
@@ -731,29 +332,6 @@ def test_a_pickle_holds_no_tensor_of_ours(iris):
         buffer = io.BytesIO()
         pickle.dump(state, buffer)
         assert b"torch" not in buffer.getvalue()
-
-
-@EACH
-def test_pipelines(detector, iris):
-    X, y = iris
-    pipeline = make_pipeline(PCA(3), clone(detector)).fit(X, y)
-    Z = pipeline[0].transform(X)
-    np.testing.assert_array_equal(pipeline.predict(X), clone(detector).fit(Z, y).predict(Z))
-    assert pipeline.score(X, np.where(y == 1, -1, y)) >= 0
-
-
-@EACH
-def test_pipeline_with_features_of_a_network(detector, images):
-    X, y = images
-    net = seeded(SmallCNN)
-    head = None if isinstance(detector, GMMDetector) else net.fc
-    pipeline = Pipeline(
-        [("features", FeatureExtractor(net)), ("ood", clone(detector).set_params(model=head))]
-    )
-    direct = put(detector, net)
-    np.testing.assert_allclose(
-        pipeline.fit(X, y).score_samples(X), direct.fit(X, y).score_samples(X), rtol=1e-5
-    )
 
 
 SEARCHES = {
@@ -786,40 +364,6 @@ def test_cross_val_score_of_a_network(images):
     cv = StratifiedKFold(2, shuffle=True, random_state=0)
     scores = cross_val_score(GMMDetector(seeded(SmallCNN), reg_covar=0.1), X, y, cv=cv)
     assert np.isfinite(scores).all()
-
-
-class Recorder:
-    """A callback of scikit-learn that notes what it is told."""
-
-    def __init__(self):
-        self.begun, self.ended, self.set_up, self.torn_down = [], [], 0, 0
-
-    def setup(self, estimator, context):
-        self.set_up += 1
-
-    def teardown(self, estimator, context):
-        self.torn_down += 1
-
-    def on_fit_task_begin(self, estimator, context):
-        self.begun.append(context.task_name)
-
-    def on_fit_task_end(self, estimator, context):
-        self.ended.append(context.task_name)
-
-
-@NETWORK
-def test_callbacks_are_told_of_every_batch(detector, images):
-    X, y = images
-    recorder = Recorder()
-    detector = put(detector, seeded(SmallCNN)).set_params(batch_size=7)
-    detector.set_callbacks(recorder).fit(X, y)
-    learns = not isinstance(detector, (ASHDetector, GradNormDetector))
-    tasks = ["network", "learn", "score"] if learns else ["score"]
-    assert sorted(recorder.begun) == sorted(["fit", *tasks, *["batch"] * 4 * len(tasks)])
-    assert sorted(recorder.ended) == sorted(recorder.begun)
-    with pytest.raises(ValueError, match="NaN"):
-        detector.fit(np.full_like(X, np.nan), y)
-    assert recorder.set_up == recorder.torn_down == 2
 
 
 def test_a_progress_bar_runs(iris):
@@ -895,18 +439,6 @@ def test_frozen_models_are_used_as_they_are(detector, iris):
     assert not hasattr(frozen, "model_")
 
 
-@EACH
-@pytest.mark.parametrize("n_classes", [2, 3])
-def test_linear_classifiers(detector, n_classes, iris):
-    X, y = (a[iris[1] < n_classes] for a in iris)
-    classifier = LogisticRegression(max_iter=1000)
-    expected = clone(detector).fit(X, y).score_samples(X)
-    found = put(detector, classifier).fit(X, y).score_samples(X)
-    np.testing.assert_allclose(found, expected, rtol=1e-10)
-    frozen = put(detector, FrozenEstimator(clone(classifier).fit(X, y))).fit(X, y)
-    np.testing.assert_allclose(frozen.score_samples(X), expected, rtol=1e-10)
-
-
 def test_a_binary_head_has_the_right_energy(iris):
     X, y = (a[iris[1] < 2] for a in iris)
     z = LogisticRegression(max_iter=1000).fit(X, y).decision_function(X)
@@ -926,53 +458,6 @@ def test_plain_baselines(images):
 
 
 # Bad input
-
-
-@EACH
-def test_bad_X_and_y(detector, iris):
-    X, y = iris
-    with_nan, with_inf = X.copy(), X.copy()
-    with_nan[100, 2], with_inf[3, 0] = np.nan, np.inf
-    cases = [
-        (with_nan, y, "Input X contains NaN"),
-        (torch.as_tensor(with_nan), y, "Input X contains NaN"),
-        (with_inf, y, "Input X contains infinity"),
-        (X[:0], y[:0], "0 sample"),
-        (X[:1], y[:1], "1 sample"),
-        (torch.as_tensor(X[:1]), y[:1], "1 sample"),
-        (X[:, 0], y, "Reshape your data"),
-        (torch.as_tensor(X[:, 0]), y, "Reshape your data"),
-        (X, y[:-1], "inconsistent numbers of samples"),
-        (X, -np.ones(150), "0 in-distribution sample"),
-        (X, np.where(np.arange(150) == 3, 1, -1), "1 in-distribution sample"),
-        (X, X[:, 0], "continuous"),
-        (X, np.where(y == 1, np.nan, y), "Input y contains NaN"),
-        (X, ["-1"] * 150, "marked by a negative number, not by a string"),
-        (X.astype(complex), y, "Complex data not supported"),
-        (torch.as_tensor(X).to(torch.complex64), y, "Complex data not supported"),
-    ]
-    for bad_X, bad_y, message in cases:
-        with pytest.raises(ValueError, match=message):
-            clone(detector).fit(bad_X, bad_y)
-    with pytest.raises(TypeError, match="mix the types"):
-        clone(detector).fit(X, ["a"] * 75 + [3] * 75)
-    with pytest.raises(TypeError, match="[Ss]parse"):
-        from scipy.sparse import csr_array
-
-        clone(detector).fit(csr_array(X), y)
-
-
-@EACH
-def test_bad_X_after_fit(detector, fitted, iris):
-    X, y = iris
-    with pytest.raises(NotFittedError):
-        clone(detector).predict(X)
-    with pytest.raises(ValueError, match="3 features"):
-        fitted(detector).predict(X[:, :3])
-    with pytest.raises(ValueError, match="NaN"):
-        fitted(detector).score_samples(np.full((2, 4), np.nan))
-    with pytest.raises(ValueError, match="score needs y"):
-        fitted(detector).score(X, None)
 
 
 @pytest.mark.parametrize(
@@ -1058,43 +543,6 @@ def test_networks_that_cannot_be_cut(detector, iris, images):
     if not isinstance(detector, ASHDetector):
         with pytest.raises(ValueError, match=r"needs .n_samples, n_classes.*layer=\.\.\."):
             put(detector, seeded(Segmenter)).fit(*images)
-
-
-class Wrapped(nn.Module):
-    """A network whose output is not a tensor."""
-
-    def __init__(self, net, wrap):
-        super().__init__()
-        self.net, self.wrap = net, wrap
-
-    def forward(self, x):
-        """Map X to a collection that holds the logits."""
-        features = self.net.relu(self.net.hidden(x))
-        return self.wrap(self.net.fc(features), features)
-
-
-OUTPUTS = {
-    "dict": lambda logits, features: {"features": features, "logits": logits},
-    "one entry": lambda logits, features: {"out": logits},
-    "tuple": lambda logits, features: (features, logits),
-    "list": lambda logits, features: [logits],
-}
-
-
-@EACH
-@pytest.mark.parametrize("kind", OUTPUTS)
-def test_logits_inside_of_a_collection(detector, kind, iris):
-    X, y = iris
-    net = seeded(MLP, in_features=4).double()
-    expected = put(detector, net).fit(X, y).score_samples(X)
-    wrapped = put(detector, Wrapped(net, OUTPUTS[kind])).fit(X, y)
-    np.testing.assert_allclose(wrapped.score_samples(X), expected, rtol=1e-10)
-    twin = copy.deepcopy(wrapped)
-    np.testing.assert_array_equal(twin.score_samples(X), wrapped.score_samples(X))
-    if isinstance(detector, (ASHDetector, GMMDetector, NNGuideDetector)):
-        named = put(detector, Wrapped(net, OUTPUTS[kind])).set_params(layer="net.hidden").fit(X, y)
-        direct = put(detector, net).set_params(layer="hidden").fit(X, y)
-        np.testing.assert_allclose(named.score_samples(X), direct.score_samples(X), rtol=1e-10)
 
 
 @EACH

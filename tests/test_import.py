@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
+
+import skood
 
 OPTIONAL = {"dask", "faiss", "matplotlib", "pandas", "polars", "skorch", "tqdm", "transformers"}
 
@@ -22,3 +25,19 @@ def test_nothing_optional_is_imported():
     more = imported("import skood") - needed
     assert "skood" in more
     assert not more & OPTIONAL
+
+
+def test_show_versions(capsys):
+    skood.show_versions()
+    lines = capsys.readouterr().out.splitlines()
+    shown = {line[:18].strip(): line[18:].strip() for line in lines}
+    assert shown["skood"] == skood.__version__
+    assert shown["torch"] == version("torch")
+    assert shown["scikit-learn"] == version("scikit-learn")
+    assert {"python", "machine", "faiss-cpu", "CUDA of torch", "GPUs"} < shown.keys()
+
+
+def test_show_versions_tells_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr("skood._versions.PACKAGES", ["no-such-package"])
+    skood.show_versions()
+    assert "no-such-package    None" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from torch import nn
 from skood import ASHDetector, GMMDetector, GradNormDetector, NACDetector, NNGuideDetector
 from skood.detectors._ash import largest_mask
 from skood.functional import all_finite, energy
+from skood.testing import check_rows_are_scored_each_on_its_own
 
 ALL = pytest.mark.parametrize("detector", SETTINGS, ids=name_of)
 pytestmark = pytest.mark.filterwarnings(
@@ -53,24 +54,7 @@ def linear(seed, d=4, n_classes=3, bias=True):
 @ALL
 @given(seed=SEEDS)
 def test_rows_are_scored_each_on_its_own(detector, seed):
-    """Permuting rows permutes scores, appending rows or another batch size changes none."""
-    X, y = blobs(seed)
-    rng = np.random.default_rng(seed)
-    detector = (
-        clone(detector).set_params(random_state=0)
-        if "random" in repr(detector.get_params())
-        else clone(detector)
-    )
-    detector.fit(X, y)
-    new = rng.normal(size=(20, 4)) * 4
-    scores = detector.score_samples(new)
-    order = rng.permutation(20)
-    close = {"rtol": 1e-9, "atol": 1e-9}
-    np.testing.assert_allclose(detector.score_samples(new[order]), scores[order], **close)
-    np.testing.assert_allclose(detector.score_samples(new[:7]), scores[:7], **close)
-    for batch_size in (1, 3, 100):
-        detector.set_params(batch_size=batch_size)
-        np.testing.assert_allclose(detector.score_samples(new), scores, **close)
+    check_rows_are_scored_each_on_its_own(detector, seed)
 
 
 @ALL
@@ -105,24 +89,6 @@ def test_scores_are_finite_for_any_finite_input(detector, dtype, data):
             for rows in (X, new):
                 assert np.isfinite(detector.score_samples(rows)).all()
                 assert np.isfinite(detector.decision_function(rows)).all()
-
-
-@ALL
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("scale", [0.0, 1e-30, 1.0, 1e30])
-@pytest.mark.filterwarnings("ignore")
-def test_scores_are_finite_at_any_scale(detector, dtype, scale):
-    X, y = blobs(0, scale=scale)
-    X[:, 1] = scale
-    X = X.astype(dtype)
-    detector = clone(detector).fit(X, y)
-    for factor in (0, 1e-30, 1, 1e30):
-        with np.errstate(over="ignore"):
-            new = np.clip(X.astype(np.float64) * factor, -1e30, 1e30).astype(dtype)
-        scores = detector.score_samples(new)
-        assert np.isfinite(scores).all() and scores.dtype == dtype
-    if scale == 0:
-        assert (detector.predict(X) == 1).all()
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,6 +1,7 @@
 """ASH: activation shaping."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from numbers import Real
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from skood._compat import Interval, StrOptions
+from skood._typing import Device, Model, RandomState
 from skood._warnings import warn
 from skood.base import BaseDetector
 from skood.functional import at_least_float32, energy, max_logit, msp
@@ -247,18 +249,18 @@ class ASHDetector(BaseDetector):
 
     def __init__(
         self,
-        model=None,
-        layer=None,
+        model: Model = None,
+        layer: str | None = None,
         *,
-        variant="s",
-        percentile=0.65,
-        logit_score="energy",
-        false_alarm_rate=0.05,
-        device="auto",
-        batch_size=None,
-        verbose=False,
-        random_state=None,
-    ):
+        variant: str = "s",
+        percentile: float = 0.65,
+        logit_score: str | Callable[[torch.Tensor], torch.Tensor] = "energy",
+        false_alarm_rate: float = 0.05,
+        device: Device = "auto",
+        batch_size: int | None = None,
+        verbose: bool | int = False,
+        random_state: RandomState = None,
+    ) -> None:
         self.model = model
         self.layer = layer
         self.variant = variant

@@ -21,6 +21,7 @@ from skood._gaussians import (
     stretch,
 )
 from skood._learning import LearningScorer
+from skood._typing import Device, Model
 from skood._warnings import warn
 from skood.base import BaseDetector
 from skood.functional import clip_to
@@ -364,17 +365,17 @@ class GMMDetector(BaseDetector):
 
     def __init__(
         self,
-        model=None,
-        layer=None,
+        model: Model = None,
+        layer: str | None = None,
         *,
-        covariance_type="full",
-        reg_covar="auto",
-        criterion="log_likelihood",
-        false_alarm_rate=0.05,
-        device="auto",
-        batch_size=None,
-        verbose=False,
-    ):
+        covariance_type: str = "full",
+        reg_covar: float | str = "auto",
+        criterion: str = "log_likelihood",
+        false_alarm_rate: float = 0.05,
+        device: Device = "auto",
+        batch_size: int | None = None,
+        verbose: bool | int = False,
+    ) -> None:
         self.model = model
         self.layer = layer
         self.covariance_type = covariance_type

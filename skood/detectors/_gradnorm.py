@@ -1,5 +1,6 @@
 """GradNorm: the size of the gradient of the divergence from uniform."""
 
+from collections.abc import Callable, Sequence
 from numbers import Real
 
 import torch
@@ -7,6 +8,7 @@ from torch import nn
 
 from skood._compat import Interval, StrOptions
 from skood._gradients import PerSampleGradientNorm
+from skood._typing import Device, Model, RandomState
 from skood.base import BaseDetector
 from skood.functional import clip_to, kl_to_uniform_grad, l1_norm
 from skood.network import closest_names
@@ -155,17 +157,17 @@ class GradNormDetector(BaseDetector):
 
     def __init__(
         self,
-        model=None,
+        model: Model = None,
         *,
-        params="head",
-        loss="kl",
-        temperature=1.0,
-        false_alarm_rate=0.05,
-        device="auto",
-        batch_size=None,
-        verbose=False,
-        random_state=None,
-    ):
+        params: str | Sequence[str] | Callable[[str], bool] = "head",
+        loss: str = "kl",
+        temperature: float = 1.0,
+        false_alarm_rate: float = 0.05,
+        device: Device = "auto",
+        batch_size: int | None = None,
+        verbose: bool | int = False,
+        random_state: RandomState = None,
+    ) -> None:
         self.model = model
         self.params = params
         self.loss = loss

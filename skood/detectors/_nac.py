@@ -1,5 +1,6 @@
 """NAC-UE: neuron activation coverage."""
 
+from collections.abc import Sequence
 from numbers import Integral, Real
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 
 from skood._compat import Interval, StrOptions
 from skood._learning import LearningScorer
+from skood._typing import Device, Model, RandomState
 from skood._warnings import warn
 from skood.base import BaseDetector
 from skood.functional import kl_to_uniform_grad
@@ -272,20 +274,20 @@ class NACDetector(BaseDetector):
 
     def __init__(
         self,
-        model=None,
-        layers=None,
+        model: Model = None,
+        layers: Sequence[str | None] | None = None,
         *,
-        n_bins=50,
-        alpha="auto",
-        o_star="auto",
-        bins="log",
-        pooling="separate",
-        false_alarm_rate=0.05,
-        device="auto",
-        batch_size=None,
-        verbose=False,
-        random_state=None,
-    ):
+        n_bins: int = 50,
+        alpha: float | Sequence[float] | str = "auto",
+        o_star: float | Sequence[float] | str = "auto",
+        bins: str = "log",
+        pooling: str = "separate",
+        false_alarm_rate: float = 0.05,
+        device: Device = "auto",
+        batch_size: int | None = None,
+        verbose: bool | int = False,
+        random_state: RandomState = None,
+    ) -> None:
         self.model = model
         self.layers = layers
         self.n_bins = n_bins

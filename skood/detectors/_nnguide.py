@@ -10,6 +10,7 @@ from torch.nn.functional import linear, pad
 
 from skood._compat import Interval
 from skood._learning import LearningScorer
+from skood._typing import Device, Model, RandomState
 from skood._warnings import warn
 from skood.base import BaseDetector
 from skood.functional import energy
@@ -318,19 +319,19 @@ class NNGuideDetector(BaseDetector):
 
     def __init__(
         self,
-        model=None,
-        layer=None,
+        model: Model = None,
+        layer: str | None = None,
         *,
-        k=10,
-        energy_weighted=True,
-        bank_size=None,
-        index="exact",
-        false_alarm_rate=0.05,
-        device="auto",
-        batch_size=None,
-        verbose=False,
-        random_state=None,
-    ):
+        k: int = 10,
+        energy_weighted: bool = True,
+        bank_size: int | float | None = None,
+        index: str = "exact",
+        false_alarm_rate: float = 0.05,
+        device: Device = "auto",
+        batch_size: int | None = None,
+        verbose: bool | int = False,
+        random_state: RandomState = None,
+    ) -> None:
         self.model = model
         self.layer = layer
         self.k = k
