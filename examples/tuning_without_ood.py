@@ -1,4 +1,7 @@
-"""Choose k, percentile and reg_covar without one OOD row, and count what that costs.
+"""Tuning without OOD rows
+=======================
+
+Choose k, percentile and reg_covar without one OOD row, and count what that costs.
 
 `LeaveClassesOut` holds out each of the six known digits in turn, and the value that best tells
 the held-out digits from the rest is taken. Its regret is what the best value of the grid, as the
