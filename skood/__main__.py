@@ -1,13 +1,18 @@
-"""Every detector on one benchmark: ``python -m skood``."""
+"""Every detector on one benchmark, or on one's own arrays: ``python -m skood``."""
 
 import argparse
+import inspect
 import sys
 import textwrap
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
+from sklearn.ensemble import IsolationForest
 from tqdm import tqdm
 
+import skood
 from skood import benchmark
 from skood.datasets import load_digits_ood
 
@@ -48,11 +53,11 @@ def device(text):
     return text
 
 
-def output(text):
+def output(text, suffixes=(".png",)):
     """Parse --output, and open the file once."""
     path = Path(text)
-    if path.suffix.lower() != ".png":
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png")
+    if path.suffix.lower() not in suffixes:
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in {' or '.join(suffixes)}")
     existed = path.exists()
     try:
         with path.open("ab"):
@@ -62,6 +67,170 @@ def output(text):
     if not existed:
         path.unlink()
     return path
+
+
+def table_output(text):
+    """Parse --output of evaluate, and open the file once."""
+    return output(text, tuple(WRITERS))
+
+
+def rows(text):
+    """Parse the name of a file of rows, and read it.
+
+    Returns
+    -------
+    X : ndarray of shape (n_samples, n_features)
+        The array "X", or the only one.
+    y : ndarray of shape (n_samples,) or None
+        The array "y".
+    """
+    try:
+        # Never pickles: a file from elsewhere could run code.
+        loaded = np.load(text, allow_pickle=False)
+        arrays = dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {"X": loaded}
+    except OSError as error:
+        reason = error.strerror or "it is neither .npz nor .npy"
+        raise argparse.ArgumentTypeError(f"cannot read {text!r}: {reason}") from error
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise argparse.ArgumentTypeError(
+            f"cannot read {text!r}: it must be an .npz or .npy file of numbers, written by "
+            "numpy.savez(file, X=..., y=...) or numpy.save (no pickled objects)"
+        ) from error
+    y = arrays.pop("y", None)
+    if "X" not in arrays and len(arrays) != 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} holds {', '.join(arrays) or 'nothing'}: one array must be called X"
+        )
+    X = arrays.get("X", next(iter(arrays.values())))
+    if X.ndim < 2 or X.dtype.kind not in "biuf" or len(X) == 0:
+        raise argparse.ArgumentTypeError(
+            f"X in {text!r} must hold numbers in rows, (n_samples, n_features); it has shape "
+            f"{X.shape} and dtype {X.dtype}"
+        )
+    if y is not None and y.shape != X.shape[:1]:
+        raise argparse.ArgumentTypeError(
+            f"y in {text!r} has shape {y.shape}; X has {len(X)} rows, each needs one label"
+        )
+    return X, y
+
+
+def named_rows(text):
+    """Parse NAME=FILE."""
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE, such as textures=t.npz")
+    return name, rows(path)[0]
+
+
+def names_of_detectors():
+    """List the classes that evaluate takes."""
+    return [*benchmark.default_detectors(None), "IsolationForest"]
+
+
+def make_detectors(names, seed):
+    """Make detectors on features, by the names of their classes."""
+    made = {}
+    for name in names:
+        detector = {"IsolationForest": IsolationForest}.get(name) or getattr(skood, name)
+        random = "random_state" in inspect.signature(detector).parameters
+        made[name] = detector(random_state=seed) if random else detector()
+    return made
+
+
+def add_evaluate(commands):
+    """Add the command that compares detectors on one's own arrays."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="compare detectors on your own features",
+        description="Fit detectors on features of your own, and tell with confidence intervals "
+        "how well they separate fresh in-distribution rows from OOD sets. Files are .npz with "
+        "arrays X, (n_samples, n_features), and y, (n_samples,), or .npy with X alone.",
+    )
+    parser.add_argument("--train", type=rows, required=True, metavar="FILE", help="X and y to fit")
+    parser.add_argument(
+        "--id", type=rows, required=True, metavar="FILE", help="fresh in-distribution rows"
+    )
+    parser.add_argument(
+        "--ood",
+        type=named_rows,
+        required=True,
+        action="append",
+        metavar="NAME=FILE",
+        help="OOD rows; may be given several times",
+    )
+    parser.add_argument(
+        "--detectors",
+        nargs="+",
+        choices=names_of_detectors(),
+        metavar="NAME",
+        help=f"some of {', '.join(names_of_detectors())} (default: all that can do with the "
+        "labels there are)",
+    )
+    parser.add_argument(
+        "--output",
+        type=table_output,
+        metavar="FILE",
+        help="where to write all figures: .csv, .md or .json",
+    )
+    parser.add_argument("--seed", type=seed, default=0, help="of what is drawn (default: 0)")
+    parser.set_defaults(run=run_evaluate)
+
+
+# What writes a table to a file of this ending.
+WRITERS = {
+    ".csv": lambda table, path: table.to_csv(path, index=False),
+    ".md": lambda table, path: table.to_markdown(path, index=False, floatfmt=".4f"),
+    ".json": lambda table, path: table.to_json(path, orient="records", indent=2),
+}
+
+
+def run_evaluate(parser, options):
+    """Compare detectors on one's own arrays; return the exit status."""
+    (X_train, y_train), (X_id, y_id), ood_sets = options.train, options.id, dict(options.ood)
+    if len(ood_sets) < len(options.ood):
+        parser.error("argument --ood: each set needs a name of its own")
+    for name, X in {"--id": X_id, **{f"--ood {name}": X for name, X in ood_sets.items()}}.items():
+        if X.shape[1:] != X_train.shape[1:]:
+            parser.error(
+                f"{name} has rows of shape {X.shape[1:]}, --train of shape {X_train.shape[1:]}"
+            )
+    names = options.detectors
+    if names is None:
+        # A head is fitted on labels.
+        names = names_of_detectors() if y_train is not None else ["GMMDetector", "IsolationForest"]
+    try:
+        with tqdm(total=len(names), desc="detectors", leave=False, disable=None) as bar:
+            table = benchmark.evaluate(
+                make_detectors(names, options.seed),
+                X_train,
+                y_train,
+                X_id,
+                y_id,
+                ood_sets,
+                random_state=options.seed,
+                on_result=lambda name: bar.update(),
+            )
+    except (ImportError, ValueError, TypeError) as error:
+        parser.error(str(error))
+    print(brief(table).to_markdown(index=False, disable_numparse=True, stralign="right"))
+    print(f"\n{len(X_id)} in-distribution rows; in brackets 95 % intervals.")
+    if options.output is not None:
+        WRITERS[options.output.suffix.lower()](table, options.output)
+        print(f"All figures: {options.output}")
+    return 0
+
+
+def brief(table):
+    """Return a table of strings: what fits on a screen."""
+    short = table[["detector", "ood"]].copy()
+    for metric, title in {"auroc": "AUROC", "fpr95": "FPR95"}.items():
+        values = table[[metric, f"{metric}_low", f"{metric}_high"]].to_numpy()
+        short[title] = [f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, low, high in values]
+    short["false alarms"] = [f"{share:.1%}" for share in table["false_alarms"]]
+    for what in ("fit", "score"):
+        short[f"{what} s"] = [f"{seconds:.2f}" for seconds in table[f"{what}_seconds"]]
+    short["MiB"] = [f"{mib:.0f}" for mib in table["memory_mib"]]
+    return short
 
 
 def make_parser():
@@ -81,6 +250,8 @@ def make_parser():
         metavar="PNG",
         help="where to draw score histograms and ROC curves",
     )
+    parser.set_defaults(run=run_digits)
+    add_evaluate(parser.add_subparsers(title="commands", metavar="", parser_class=Parser))
     return parser
 
 
@@ -88,6 +259,11 @@ def main(arguments=None):
     """Run the command and return its exit status."""
     parser = make_parser()
     options = parser.parse_args(arguments)
+    return options.run(parser, options)
+
+
+def run_digits(parser, options):
+    """Compare all detectors on digits; return the exit status."""
     # Batches this small gain nothing from a second thread, and threads that wait for each other
     # on busy cores took ten times as long.
     torch.set_num_threads(1)
@@ -106,7 +282,7 @@ def main(arguments=None):
         )
         accuracy = net.score(data.X_test, data.y_test)
         detectors = benchmark.default_detectors(net.module_, random_state=options.seed)
-        baselines = benchmark.default_baselines(net.module_)
+        baselines = benchmark.default_baselines(net.module_, random_state=options.seed)
         bar.set_description("detectors")
         bar.total += len(detectors) + len(baselines)
         results = benchmark.run(

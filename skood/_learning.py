@@ -46,6 +46,17 @@ class LearningScorer(nn.Module):
         """Drop what only learning needs."""
 
 
+def threshold_rows(n_rows, most):
+    """Return the positions of the training rows whose scores set the threshold, ascending.
+
+    Of more than `most` a random sample: the same in every detector, and smaller samples are part
+    of larger ones, so that scores of several detectors can be brought together.
+    """
+    if n_rows <= most:
+        return np.arange(n_rows)
+    return np.sort(np.random.RandomState(0).permutation(n_rows)[:most])
+
+
 class LabelledRows:
     """The in-distribution rows of X and their classes.
 
@@ -174,7 +185,7 @@ class Training:
     def batches(self, name, most=None):
         """Yield ``(inputs, codes, positions)``, once the rows have been read.
 
-        Of more rows than `most`, a random sample of that size.
+        Of more rows than `most`, those of `threshold_rows`.
         """
         codes = torch.from_numpy(self._source.codes)
         if most is None or most >= self.n_samples:
@@ -185,19 +196,13 @@ class Training:
             yield inputs, codes[positions].to(self.device), positions
 
     def _sampled(self, n_rows):
-        """Yield the inputs of a random sample of rows and their positions, in batches."""
+        """Yield the inputs of the rows that set the threshold and their positions, in batches."""
         row_bytes = sum(tensor.nbytes for tensor in self._take(np.arange(1)))
         size = self._batch_size or feature_batch_rows(row_bytes)
-        chosen = self._draw(n_rows)
+        chosen = threshold_rows(self.n_samples, n_rows)
         for start in range(0, n_rows, size):
             positions = chosen[start : start + size]
             yield self._take(positions), positions
-
-    def _draw(self, n_rows):
-        """Return the positions of a random sample of rows, all of them if there are fewer."""
-        if n_rows >= self.n_samples:
-            return np.arange(self.n_samples)
-        return np.sort(self.random_state.choice(self.n_samples, n_rows, replace=False))
 
     def _take(self, positions):
         """Return the inputs of these rows."""
@@ -208,7 +213,9 @@ class Training:
 
     def sample(self, n_rows):
         """Return the inputs of a random sample of rows, all of them if there are fewer."""
-        return self._take(self._draw(n_rows))
+        if n_rows >= self.n_samples:
+            return self._take(np.arange(self.n_samples))
+        return self._take(np.sort(self.random_state.choice(self.n_samples, n_rows, replace=False)))
 
 
 def as_inputs(output):

@@ -1,14 +1,21 @@
 """Every detector on one benchmark, as a table and a picture; ``python -m skood`` runs it."""
 
 import textwrap
+import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_curve
+from sklearn.base import clone
+from sklearn.ensemble import IsolationForest
+from sklearn.pipeline import make_pipeline
 from torch import nn
 
+from skood._compat import move_to_numpy
+from skood._labels import as_labels, is_ood
 from skood.detectors import (
     ASHDetector,
     GMMDetector,
@@ -16,7 +23,16 @@ from skood.detectors import (
     NACDetector,
     NNGuideDetector,
 )
-from skood.metrics import aupr_out_score, auroc_score, fpr_at_tpr_score
+from skood.features import FeatureExtractor
+from skood.metrics import (
+    _score_rows,
+    _values,
+    aupr_out_score,
+    auroc_score,
+    confidence_interval,
+    fpr_at_tpr_score,
+)
+from skood.plots import REJECTED, OODRocCurveDisplay, ScoreHistogramDisplay, import_matplotlib
 
 __all__ = [
     "DigitsNetwork",
@@ -24,6 +40,7 @@ __all__ = [
     "Result",
     "default_baselines",
     "default_detectors",
+    "evaluate",
     "format_advice",
     "format_table",
     "plot",
@@ -35,11 +52,6 @@ N_EPOCHS = 80
 _METRICS = {"AUROC": auroc_score, "AUPR-out": aupr_out_score, "FPR95": fpr_at_tpr_score}
 _TABLE_WIDTH = 100
 _KIND_WIDTH = sum(map(len, _METRICS)) + 2 * (len(_METRICS) - 1)
-
-# Okabe and Ito's colours: told apart with any colour vision, and in gray by their order.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_N_BINS = 60
-_LOWEST_FPR = 1e-3
 
 
 class RandomAffine(nn.Module):
@@ -205,24 +217,31 @@ def default_detectors(model, *, random_state=None):
     }
 
 
-def default_baselines(model):
-    """Make the two plain scores that any detector should be compared to.
+def default_baselines(model, *, random_state=None):
+    """Make the plain scores that any detector should be compared to.
 
     Parameters
     ----------
     model : nn.Module or FrozenEstimator
         A trained classifier that returns logits.
+    random_state : int, RandomState instance or None, default=None
+        For the forest.
 
     Returns
     -------
     baselines : dict of str to detector
-        "energy", the logarithm of the sum of the exponentials of the logits, and "max softmax",
-        the probability of the most likely class. Not fitted.
+        "energy", the logarithm of the sum of the exponentials of the logits; "max softmax", the
+        probability of the most likely class; and scikit-learn's "IsolationForest" on the network's
+        features, with a contamination of 0.05. Not fitted.
     """
     # ASH that removes nothing leaves the logits as they are.
     return {
         "energy": ASHDetector(model, variant="p", percentile=0),
         "max softmax": ASHDetector(model, variant="p", percentile=0, logit_score="msp"),
+        "IsolationForest": make_pipeline(
+            FeatureExtractor(model),
+            IsolationForest(contamination=0.05, random_state=random_state),
+        ),
     }
 
 
@@ -238,16 +257,17 @@ class Result:
         Whether it is there for comparison only.
     fit_seconds, score_seconds : float
         The time of `fit` on the training rows and of `score_samples` on all others.
-    threshold : float
-        The score below which `predict` says -1.
     false_alarms : float
-        The share of fresh in-distribution rows, between 0 and 1, that `predict` calls -1.
+        The share of fresh in-distribution rows, between 0 and 1, that `predict` calls -1; nan
+        without `predict`.
     nominal : float or None
         The share that the detector was asked for, its `false_alarm_rate`.
     scores : ndarray of shape (n_test,)
         Scores of the fresh in-distribution rows.
     ood_scores : dict of str to ndarray of shape (n_ood,)
         Scores of each OOD set.
+    threshold : float, default=nan
+        The score below which `predict` says -1.
 
     Attributes
     ----------
@@ -260,19 +280,25 @@ class Result:
     baseline: bool
     fit_seconds: float
     score_seconds: float
-    threshold: float
     false_alarms: float
     nominal: float | None
     scores: np.ndarray = field(repr=False)
     ood_scores: dict = field(repr=False)
-    metrics: dict = field(init=False)
+    threshold: float = float("nan")
 
-    def __post_init__(self):
-        self.metrics = {}
-        for kind, ood in self.ood_scores.items():
-            y = np.repeat([1, -1], [len(self.scores), len(ood)])
-            both = np.concatenate([self.scores, ood])
-            self.metrics[kind] = {name: metric(y, both) for name, metric in _METRICS.items()}
+    @cached_property
+    def metrics(self):
+        """For each OOD set, the metrics."""
+        return {
+            kind: {name: metric(*self.labelled(kind)) for name, metric in _METRICS.items()}
+            for kind in self.ood_scores
+        }
+
+    def labelled(self, kind):
+        """Return 1 or -1 for each in-distribution row and each of an OOD set, and their scores."""
+        ood = self.ood_scores[kind]
+        y = np.repeat([1, -1], [len(self.scores), len(ood)])
+        return y, np.concatenate([self.scores, ood])
 
     @property
     def mean_auroc(self):
@@ -285,27 +311,26 @@ class Result:
         return f"{self.name} (baseline)" if self.baseline else self.name
 
 
-def _evaluate(name, detector, data, baseline):
-    """Fit a detector and score the test rows and all OOD rows in one call."""
+def _measure(name, detector, X_train, y_train, X_id, ood_sets, baseline=False):
+    """Fit a detector and score the fresh in-distribution rows and each OOD set."""
     start = time.perf_counter()
-    detector.fit(data.X_train, data.y_train)
+    detector.fit(X_train, y_train)
     fitted = time.perf_counter()
-    scores = detector.score_samples(np.concatenate([data.X_test, *data.ood.values()]))
+    scores = move_to_numpy(_score_rows(detector, X_id))
+    ood_scores = {kind: move_to_numpy(_score_rows(detector, X)) for kind, X in ood_sets.items()}
     scored = time.perf_counter()
-    sizes = [len(data.X_test), *map(len, data.ood.values())]
-    inside, *outside = np.split(scores, np.cumsum(sizes)[:-1])
-    # The difference is the threshold for any outlier detector, a Pipeline too.
-    threshold = float(inside[0]) - float(detector.decision_function(data.X_test[:1])[0])
+    false_alarms = float("nan")
+    if hasattr(detector, "predict"):
+        false_alarms = float(np.mean(move_to_numpy(detector.predict(X_id)) == -1))
     return Result(
         name=name,
         baseline=baseline,
         fit_seconds=fitted - start,
         score_seconds=scored - fitted,
-        threshold=threshold,
-        false_alarms=float(np.mean(detector.predict(data.X_test) == -1)),
+        false_alarms=false_alarms,
         nominal=getattr(detector, "false_alarm_rate", None),
-        scores=inside,
-        ood_scores=dict(zip(data.ood, outside, strict=True)),
+        scores=scores,
+        ood_scores=ood_scores,
     )
 
 
@@ -343,10 +368,187 @@ def run(detectors, data, *, baselines=None, on_result=None):
     todo += [(*pair, True) for pair in (baselines or {}).items()]
     results = []
     for name, detector, baseline in todo:
-        results.append(_evaluate(name, detector, data, baseline))
+        rows = data.X_train, data.y_train, data.X_test, data.ood
+        result = _measure(name, detector, *rows, baseline=baseline)
+        # The difference is the threshold for any outlier detector, a Pipeline too.
+        decision = detector.decision_function(data.X_test[:1])
+        result.threshold = float(result.scores[0]) - float(decision[0])
+        results.append(result)
         if on_result is not None:
             on_result(results[-1])
     return results
+
+
+@contextmanager
+def _memory():
+    """Yield a function that returns by how many MiB the process has grown at most since."""
+    import psutil
+
+    process, stop = psutil.Process(), threading.Event()
+    before = peak = process.memory_info().rss
+
+    def watch():
+        nonlocal peak
+        while not stop.wait(0.005):
+            peak = max(peak, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield lambda: (max(peak, process.memory_info().rss) - before) / 2**20
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def _named(detectors):
+    """Return a dict of detectors; those without a name are called after their class."""
+    if isinstance(detectors, dict):
+        return detectors
+    if not isinstance(detectors, (list, tuple)):
+        detectors = [detectors]
+    named = {}
+    for detector in detectors:
+        name = type(detector).__name__
+        if name in named:
+            raise ValueError(
+                f"There are several detectors of class {name}: give a dict that names them."
+            )
+        named[name] = detector
+    return named
+
+
+def _check_inside(y_train, y_id):
+    """Raise if labels say that rows which should be in-distribution are not."""
+    known = None
+    if y_train is not None:
+        known = np.unique(as_labels(y_train)[~is_ood(y_train)])
+    ood = is_ood(y_id, known)
+    if ood.any():
+        labels = list(dict.fromkeys(as_labels(y_id)[ood].tolist()))
+        raise ValueError(
+            f"y_id labels {np.count_nonzero(ood)} of {len(ood)} rows as out-of-distribution: "
+            f"{', '.join(map(repr, labels[:5]))} are negative or no class of y_train. Put these "
+            "rows into ood_sets."
+        )
+
+
+def evaluate(
+    detectors,
+    X_train,
+    y_train,
+    X_id,
+    y_id,
+    ood_sets,
+    *,
+    metrics=("auroc", "aupr_in", "aupr_out", "fpr95"),
+    confidence_level=0.95,
+    n_resamples=500,
+    random_state=None,
+    on_result=None,
+):
+    """Compare detectors on one's own data, with confidence intervals, times and memory.
+
+    Parameters
+    ----------
+    detectors : estimator, list of estimator or dict of str to estimator
+        Anything with `fit` and `score_samples` or `decision_function`, scikit-learn's outlier
+        detectors and Pipelines included. They are cloned; a
+        :class:`~sklearn.frozen.FrozenEstimator` is used as it was fitted.
+    X_train : array-like of shape (n_train, ...)
+        What the detectors are fitted on, of any kind that they take.
+    y_train : array-like of shape (n_train,) or None
+        Its class labels; rows whose label is a negative number are out-of-distribution.
+    X_id : array-like of shape (n_id, ...)
+        Fresh in-distribution rows, that neither the detectors nor their network have seen.
+    y_id : array-like of shape (n_id,) or None
+        Their class labels, to check that they are in-distribution.
+    ood_sets : dict of str to array-like of shape (n_ood, ...)
+        Out-of-distribution rows, by name.
+    metrics : sequence of str, default=("auroc", "aupr_in", "aupr_out", "fpr95")
+        Or "detection_error" and "autc", as :func:`skood.metrics.confidence_interval` knows them.
+    confidence_level : float, default=0.95
+        Of the intervals. They answer how far another draw of test rows of the same size would
+        move the figure; not another training, and not other kinds of OOD rows.
+    n_resamples : int, default=500
+        See :func:`skood.metrics.confidence_interval`.
+    random_state : int, RandomState or None, default=None
+        Draws the resamples. Detectors have their own.
+    on_result : callable, default=None
+        Called with the name of each detector that is done, for a progress bar.
+
+    Returns
+    -------
+    table : pandas.DataFrame
+        A row for each detector and OOD set, with the columns "detector", "ood", "n_id", "n_ood";
+        for each metric its value, and with "_low" and "_high" behind its name the ends of the
+        interval; "false_alarms", the share of `X_id` that `predict` calls -1; "fit_seconds";
+        "score_seconds", of `X_id` and all OOD sets together; "memory_mib", by how many MiB the
+        process grew at most, which leaves out the memory of a GPU. The last four belong to the
+        detector and are the same for all OOD sets.
+
+    Raises
+    ------
+    ImportError
+        If pandas or psutil is not installed.
+    ValueError
+        If there is no OOD set, or `y_id` says that rows are out-of-distribution.
+
+    Examples
+    --------
+    >>> from sklearn.ensemble import IsolationForest
+    >>> from skood import GMMDetector
+    >>> from skood.benchmark import evaluate
+    >>> from skood.datasets import load_digits_ood
+    >>> data = load_digits_ood(as_images=False)
+    >>> table = evaluate(
+    ...     [GMMDetector(), IsolationForest(random_state=0)],
+    ...     data.X_train, data.y_train, data.X_test, data.y_test, data.ood, random_state=0,
+    ... )
+    >>> list(table.columns[:7])
+    ['detector', 'ood', 'n_id', 'n_ood', 'auroc', 'auroc_low', 'auroc_high']
+    >>> best = table.sort_values("auroc").groupby("ood").last()
+    >>> best.loc["near", "detector"]
+    'GMMDetector'
+    """
+    try:
+        import pandas as pd
+        import psutil  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f'evaluate needs {error.name}: pip install "skood[evaluate]"') from error
+    if not ood_sets:
+        raise ValueError("ood_sets is empty: give at least one set of OOD rows, by name.")
+    if y_id is not None:
+        _check_inside(y_train, y_id)
+    table = []
+    for name, detector in _named(detectors).items():
+        with _memory() as grown:
+            result = _measure(name, clone(detector), X_train, y_train, X_id, ood_sets)
+            memory_mib = grown()
+        for kind, ood in result.ood_scores.items():
+            y, scores = result.labelled(kind)
+            row = {"detector": name, "ood": kind, "n_id": len(result.scores), "n_ood": len(ood)}
+            intervals = confidence_interval(
+                list(metrics),
+                y,
+                scores,
+                confidence_level=confidence_level,
+                n_resamples=n_resamples,
+                random_state=random_state,
+            )
+            values = _values(intervals, y, None, scores)
+            for (metric, bounds), value in zip(intervals.items(), values, strict=True):
+                row |= {metric: value, f"{metric}_low": bounds.low, f"{metric}_high": bounds.high}
+            row |= {
+                "false_alarms": result.false_alarms,
+                "fit_seconds": result.fit_seconds,
+                "score_seconds": result.score_seconds,
+                "memory_mib": memory_mib,
+            }
+            table.append(row)
+        if on_result is not None:
+            on_result(name)
+    return pd.DataFrame(table)
 
 
 def _align(rows):
@@ -441,80 +643,6 @@ def format_advice(results):
     )
 
 
-def _truncate(value):
-    """Cut a number to its first significant digit."""
-    if value == 0:
-        return 0.0
-    unit = 10.0 ** np.floor(np.log10(abs(value)))
-    return float(np.trunc(value / unit) * unit)
-
-
-def _draw_histograms(axes, result, colors):
-    """Draw one histogram a kind of row, one above the other, around the threshold."""
-    sets = [v - result.threshold for v in (result.scores, *result.ood_scores.values())]
-    together = np.concatenate(sets)
-    # A log-likelihood falls without bound and a softmax stops at 1, so a linear axis would show
-    # one kind of row or the other: it is linear as far as the median test row, then logarithmic.
-    width = abs(np.median(sets[0])) or np.ptp(together) or 1.0
-    ends = np.arcsinh([min(together.min(), -width) / width, max(together.max(), width) / width])
-    edges = width * np.sinh(np.linspace(*ends, _N_BINS + 1))
-    for level, (values, color) in enumerate(zip(reversed(sets), reversed(colors), strict=True)):
-        counts, _ = np.histogram(values.clip(edges[0], edges[-1]), edges)
-        heights = 0.85 * counts / counts.max()
-        axes.stairs(level + heights, edges, baseline=level, fill=True, color=color)
-        axes.axhline(level, color="0.6", linewidth=0.6)
-    axes.axvspan(edges[0], 0, color="0.92", zorder=0)
-    axes.axvline(0, color="black", linestyle="--", linewidth=1)
-    axes.set_xscale("asinh", linear_width=width)
-    axes.set(xlim=(edges[0], edges[-1]), ylim=(0, len(sets)), yticks=[])
-    # The scale's own ticks run into each other.
-    ticks = [_truncate(edges[0]), 0.0, _truncate(edges[-1])]
-    room = 0.15 * np.ptp(ends)
-    ticks = [tick for tick in ticks if tick == 0 or abs(np.arcsinh(tick / width)) > room]
-    axes.set_xticks(ticks, [f"{tick:g}".replace("-", "\N{MINUS SIGN}") for tick in ticks])
-    axes.tick_params(axis="x", which="minor", bottom=False)
-    axes.set_xlabel("decision_function")
-    axes.set_title(result.label, fontsize=11, fontweight="bold")
-    beside = {"transform": axes.get_yaxis_transform(), "va": "center"}
-    axes.text(1.03, len(sets) - 0.6, "AUROC", **beside)
-    for row, metrics in enumerate(result.metrics.values()):
-        axes.text(1.03, len(sets) - 1.6 - row, f"{metrics['AUROC']:.3f}", **beside)
-
-
-def _draw_roc(axes, result, colors):
-    """Draw one ROC curve an OOD set, with a dot where the threshold is."""
-    accepted = np.mean(result.scores >= result.threshold)
-    for (kind, ood), color in zip(result.ood_scores.items(), colors[1:], strict=True):
-        y = np.repeat([1, 0], [len(result.scores), len(ood)])
-        fpr, tpr, _ = roc_curve(y, np.concatenate([result.scores, ood]), drop_intermediate=False)
-        axes.step(fpr.clip(_LOWEST_FPR), tpr, where="post", color=color, linewidth=1.8, label=kind)
-        wrongly = max(np.mean(ood >= result.threshold), _LOWEST_FPR)
-        axes.plot(wrongly, accepted, "o", color=color, markeredgecolor="black", clip_on=False)
-    guess = np.geomspace(_LOWEST_FPR, 1)
-    axes.plot(guess, guess, color="0.6", linestyle=":", linewidth=1)
-    axes.set(xscale="log", xlim=(_LOWEST_FPR, 1), ylim=(0, 1.02))
-    axes.set_xticks([1e-3, 1e-2, 1e-1, 1], ["≤0.1 %", "1 %", "10 %", "100 %"])
-    axes.set_yticks([0, 0.5, 1], [])
-    axes.tick_params(axis="x", which="minor", bottom=False)
-    axes.set_xlabel("OOD rows accepted")
-
-
-def _draw_legend(axes, names, colors):
-    """Fill the last cell with what colours and marks mean."""
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    handles = [Patch(color=color, label=name) for name, color in zip(names, colors, strict=True)]
-    handles += [
-        Line2D([], [], color="black", linestyle="--", label="threshold"),
-        Patch(color="0.92", label="predict says \N{MINUS SIGN}1"),
-        Line2D([], [], color="w", marker="o", mec="black", mfc="0.6", label="ROC at threshold"),
-        Line2D([], [], color="0.6", linestyle=":", label="guessing"),
-    ]
-    axes.axis("off")
-    axes.legend(handles=handles, loc="center", frameon=False, fontsize=11, labelspacing=0.8)
-
-
 def plot(results, path=None):
     """Draw the histograms of the scores and the ROC curves of each detector.
 
@@ -543,30 +671,48 @@ def plot(results, path=None):
     Scores are shown less their threshold, on an axis that is linear near it and logarithmic far
     from it. The highest bar of each histogram has the same height.
     """
-    try:
-        # Without pyplot: no window, no backend, nothing to close.
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('The picture needs matplotlib: pip install "skood[plot]"') from error
-
+    # Without pyplot: no window, no backend, nothing to close.
+    Figure = import_matplotlib("figure").Figure
     names = ["in-distribution", *results[0].ood_scores]
-    colors = _COLORS[: len(names)]
-    n_columns = min(4, len(results) + 1)
+    n_columns = min(5, len(results) + 1)
     n_bands = -(-(len(results) + 1) // n_columns)
     figure = Figure(figsize=(2.7 * n_columns, 4.2 * n_bands), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.1, w_pad=0.08)
     grid = figure.add_gridspec(2 * n_bands, n_columns)
     for number, result in enumerate(results):
         band, column = divmod(number, n_columns)
-        _draw_histograms(figure.add_subplot(grid[2 * band, column]), result, colors)
-        _draw_roc(figure.add_subplot(grid[2 * band + 1, column]), result, colors)
+        top, bottom = (figure.add_subplot(grid[2 * band + half, column]) for half in (0, 1))
+        decisions = {
+            "scores": result.scores - result.threshold,
+            "ood_scores": {k: v - result.threshold for k, v in result.ood_scores.items()},
+            "threshold": 0.0,
+        }
+        histogram = ScoreHistogramDisplay(**decisions, score_name="decision_function").plot(top)
+        roc = OODRocCurveDisplay(**decisions).plot(bottom, tpr=None, xscale="log")
+        for ax in (top, bottom):
+            ax.get_legend().remove()
+        for line, name in zip(roc.line_, result.ood_scores, strict=True):
+            line.set_label(name)
+        top.set_title(result.label, fontsize=11, fontweight="bold")
+        bottom.set(xlabel="OOD rows accepted", ylabel="")
+        bottom.set_yticks([0, 0.5, 1])
         if column == 0:
-            histograms, roc = figure.axes[-2:]
-            histograms.set_yticks(np.arange(len(names)) + 0.4, names[::-1])
-            roc.set_yticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
-            roc.set_ylabel("in-distribution\nrows accepted")
+            bottom.set_ylabel("in-distribution\nrows accepted")
+        else:
+            top.set_yticks([])
+            bottom.set_yticklabels([])
     band, column = divmod(len(results), n_columns)
-    _draw_legend(figure.add_subplot(grid[2 * band : 2 * band + 2, column]), names, colors)
+    cell = figure.add_subplot(grid[2 * band : 2 * band + 2, column])
+    cell.axis("off")
+    bars = [histogram.bars_[name] for name in names]
+    cell.legend(
+        [*bars, histogram.line_, histogram.shade_, roc.key_, roc.chance_level_],
+        [*names, "threshold", REJECTED, "ROC at threshold", "guessing"],
+        loc="center",
+        frameon=False,
+        fontsize=11,
+        labelspacing=0.8,
+    )
     if path is not None:
         figure.savefig(path, dpi=140)
     return figure

@@ -15,6 +15,7 @@ from sklearn.utils.validation import _num_samples, check_is_fitted
 from skood._arrays import is_named
 from skood._compat import HasMethods, Interval, StrOptions, _fit_context, move_to_numpy
 from skood._labels import as_labels, encode_labels, is_ood
+from skood._learning import threshold_rows
 from skood._model import is_trained
 from skood._streams import is_stream
 from skood._warnings import warn
@@ -79,6 +80,21 @@ def conformal_p_values(calibration, scores, *, tail="none", log=False):
         if tails:
             factor[far] = logsumexp(tails, axis=0) - math.log(len(tails))
     return np.log(p_values) + factor if log else p_values * np.exp(factor)
+
+
+def check_scores(scores, calibrates):
+    """Return the scores of rows as float64, or raise."""
+    scores = move_to_numpy(scores)
+    eps = np.finfo(np.result_type(scores.dtype, np.float32)).eps
+    scores = scores.astype(np.float64)
+    if scores.ndim != 1 or np.isnan(scores).any():
+        raise ValueError(
+            f"The detector gives scores of shape {scores.shape}, {np.isnan(scores).sum()} of "
+            "them NaN. Calibration takes one number a row."
+        )
+    scores = scores.clip(-LARGEST, LARGEST)
+    # Equal rows score unequally in batches of unlike sizes, and must count as equal.
+    return scores - 16 * eps * np.median(np.abs(scores)) if calibrates else scores
 
 
 def n_rows(X):
@@ -299,7 +315,8 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
             raise ValueError("class_conditional=True needs labels of X and of X_cal: y and y_cal.")
         if X_cal is None and self.method == "loo":
             detectors, scores = self._leave_one_out(X, y)
-            groups = [self._group(X, y, len(scores[0]))]
+            group = self._group(X, y, len(scores[0]))
+            groups = [group[threshold_rows(len(group), len(scores[0]))]]
         else:
             detectors, scores, groups = [], [], []
             folds = self._hold_out(X, y) if X_cal is None else [(X, y, X_cal, y_cal)]
@@ -384,7 +401,7 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
                 "method='split' or 'cross'."
             )
         detector = clone(self.detector)
-        return [detector], [self._check_scores(detector._fit(X, y), calibrates=True)]
+        return [detector], [check_scores(detector._fit(X, y), calibrates=True)]
 
     def _group(self, X, y, n_inside):
         """Return what each in-distribution row is compared within."""
@@ -396,22 +413,7 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
         return as_labels(y)[inside]
 
     def _scores(self, detector, X, calibrates=False):
-        return self._check_scores(_score_rows(detector, X), calibrates)
-
-    @staticmethod
-    def _check_scores(scores, calibrates):
-        """Return the scores of rows as float64, or raise."""
-        scores = move_to_numpy(scores)
-        eps = np.finfo(np.result_type(scores.dtype, np.float32)).eps
-        scores = scores.astype(np.float64)
-        if scores.ndim != 1 or np.isnan(scores).any():
-            raise ValueError(
-                f"The detector gives scores of shape {scores.shape}, {np.isnan(scores).sum()} of "
-                "them NaN. Calibration takes one number a row."
-            )
-        scores = scores.clip(-LARGEST, LARGEST)
-        # Equal rows score unequally in batches of unlike sizes, and must count as equal.
-        return scores - 16 * eps * np.median(np.abs(scores)) if calibrates else scores
+        return check_scores(_score_rows(detector, X), calibrates)
 
     def _warn_of_few(self):
         """Warn when no p-value can fall to alpha."""

@@ -3,7 +3,8 @@
 import joblib
 import numpy as np
 import torch
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted, check_memory
 
 from skood._arrays import join, move
@@ -12,6 +13,7 @@ from skood._estimator import NetworkEstimator, computing
 from skood._model import is_trained
 from skood._modules import Pool
 from skood._streams import Stream
+from skood.base import BaseDetector
 
 __all__ = ["FeatureExtractor"]
 
@@ -165,6 +167,34 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+def attach(detector, extractor):
+    """Return a clone of a detector that works behind an extractor, and whether on its features.
+
+    A skood detector without a network gets the last layer of the extractor's as its head, or,
+    where it names layers or parameters inside of it, the whole network; that one takes X, as does
+    a detector that has a network of its own.
+
+    Parameters
+    ----------
+    detector : outlier detector
+        Not written to.
+    extractor : FeatureExtractor or None
+        Fitted; None where X is features.
+    """
+    detector = clone(detector)
+    if not isinstance(detector, BaseDetector):
+        return detector, True
+    if detector.model is not None:
+        return detector, False
+    if extractor is None or extractor.model is None:
+        return detector, True
+    if not detector.looks_inside:
+        return detector.set_params(model=extractor.head), True
+    fitted = hasattr(extractor, "model_")
+    whole = FrozenEstimator(extractor.model_) if fitted else extractor.model
+    return detector.set_params(model=whole), False
 
 
 def _remembered_features(key, X_key, extractor, rows):

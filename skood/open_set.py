@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
-from sklearn.frozen import FrozenEstimator
 from sklearn.utils import _safe_indexing
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _num_samples, check_is_fitted, validate_data
@@ -14,7 +13,7 @@ from skood._estimator import computing
 from skood._labels import as_labels, encode_labels, is_ood
 from skood._model import is_network
 from skood.base import BaseDetector
-from skood.features import FeatureExtractor
+from skood.features import FeatureExtractor, attach
 
 __all__ = ["OpenSetClassifier"]
 
@@ -109,22 +108,14 @@ class OpenSetClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
             X = self._check(X, reset=True)
         index, classes, codes = encode_labels(y, _num_samples(X))
         if is_network(self.classifier):
-            classifier = FeatureExtractor(self.classifier).fit(X, y)
-            head = classifier.head
-            classes = self._network_classes(classes, head.out_features)
-            features = classifier.transform(X)
+            classifier = extractor = FeatureExtractor(self.classifier).fit(X, y)
+            classes = self._network_classes(classes, extractor.head.out_features)
+            features = extractor.transform(X)
         else:
             classifier = clone(self.classifier).fit(_safe_indexing(X, index), classes[codes])
-            classes, features, head = classifier.classes_, X, None
-        detector, on_features = clone(self.detector), True
+            classes, features, extractor = classifier.classes_, X, None
+        detector, on_features = attach(self.detector, extractor)
         if isinstance(detector, BaseDetector):
-            if detector.model is None and head is not None:
-                on_features = not detector.looks_inside
-                whole = getattr(classifier, "model_", self.classifier)
-                whole = whole if whole is self.classifier else FrozenEstimator(whole)
-                detector.set_params(model=head if on_features else whole)
-            elif detector.model is not None:
-                on_features = False
             detector.fit(features if on_features else X, y)
         else:
             detector.fit(_safe_indexing(features, index))
@@ -279,6 +270,10 @@ class OpenSetClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         unknown, found, y = is_ood(y, self.classes_), self.predict(X), as_labels(y)
         right = np.where(unknown, found == self.unknown_label, found == y)
         return float(np.average(right.astype(bool), weights=sample_weight))
+
+    def _known_labels(self):
+        """Return the labels that are not out-of-distribution, for scorers."""
+        return self.classes_
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "classifier_")

@@ -31,12 +31,15 @@ from skood.metrics import (
     aupr_out_score,
     aurc_score,
     auroc_score,
+    aurra_score,
+    autc_score,
     ccr_at_fpr_score,
     detection_error_score,
     fpr_at_tpr_score,
     get_scorer,
     get_scorer_names,
     oscr_score,
+    segmentation_score,
 )
 
 
@@ -83,6 +86,19 @@ def fpr_out_score(y_true, y_score):
     return fpr_at_tpr_score(y_true, y_score, positive="out")
 
 
+def reference_autc(inside, outside):
+    """Average both error rates over the intervals between neighbouring scores."""
+    scores = np.sort([*inside, *outside]) / 2
+    if scores[0] == scores[-1]:
+        return 0.5
+    area = 0
+    for low, high in zip(scores[:-1], scores[1:], strict=True):
+        missed = np.mean([s / 2 < high for s in inside])
+        accepted = np.mean([s / 2 >= high for s in outside])
+        area += (high - low) / (scores[-1] - scores[0]) * (missed + accepted) / 2
+    return area
+
+
 TPR = Fraction(95, 100)
 REFERENCES = {
     auroc_score: reference_auroc,
@@ -91,6 +107,7 @@ REFERENCES = {
     fpr_at_tpr_score: lambda inside, outside: reference_fpr(inside, outside, TPR),
     fpr_out_score: lambda inside, outside: reference_fpr(negated(outside), negated(inside), TPR),
     detection_error_score: reference_detection_error,
+    autc_score: reference_autc,
 }
 # What a metric becomes when the two kinds of row, and high and low scores, change places.
 MIRRORED = {
@@ -100,6 +117,7 @@ MIRRORED = {
     fpr_at_tpr_score: fpr_out_score,
     fpr_out_score: fpr_at_tpr_score,
     detection_error_score: detection_error_score,
+    autc_score: autc_score,
 }
 METRICS = list(REFERENCES)
 each_metric = pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.__name__)
@@ -170,10 +188,13 @@ def test_equals_scikit_learn_on_many_rows(rng, dtype, decimals, share):
 def test_order_of_rows_does_not_matter(metric, inside, outside, seed):
     y_true, y_score = joined(inside, outside)
     order = np.random.default_rng(seed).permutation(len(y_true))
-    assert metric(y_true[order], y_score[order]) == metric(y_true, y_score)
+    expected = metric(y_true, y_score)
+    # A sum of scores is rounded.
+    tolerance = 1e-12 if metric is autc_score else 0
+    assert metric(y_true[order], y_score[order]) == pytest.approx(expected, rel=0, abs=tolerance)
 
 
-@each_metric
+@pytest.mark.parametrize("metric", [m for m in METRICS if m is not autc_score])
 @settings(deadline=None, max_examples=30)
 @given(inside=rows, outside=rows)
 def test_only_the_ranks_matter(metric, inside, outside):
@@ -201,6 +222,7 @@ def test_both_kinds_of_row_are_treated_alike(metric, inside, outside):
         (fpr_at_tpr_score, 0, 1, 1),
         (fpr_out_score, 0, 1, 1),
         (detection_error_score, 0, 0.5, 0.5),
+        (autc_score, 0, 0.5, 5 / 6),
     ],
 )
 def test_known_values(metric, perfect, constant, worst):
@@ -327,6 +349,7 @@ SIGNED = {
     "aupr_in": (aupr_in_score, 1),
     "aupr_out": (aupr_out_score, 1),
     "auroc": (auroc_score, 1),
+    "autc": (autc_score, -1),
     "detection_error": (detection_error_score, -1),
     "fpr95": (fpr_at_tpr_score, -1),
 }
@@ -372,7 +395,7 @@ def test_scorer_repr_and_pickle(name, data):
     ("name", "hint"),
     [
         ("AUROC", "Did you mean 'auroc'"),
-        ("roc_auc", "Did you mean 'auroc'"),
+        ("roc_auc", "Did you mean 'autc' or 'auroc'"),
         ("fpr", "Did you mean 'fpr95'"),
         ("xyz", "no scorer 'xyz'. Known are"),
         (None, "no scorer None. Known are"),
@@ -519,6 +542,7 @@ def test_open_set_metrics_equal_their_curves(rows):
         np.mean([not (t >= 0 and t == p) for t, p, s in rows if s >= score]) for _, _, score in rows
     ]
     assert aurc_score(y, predicted, scores) == pytest.approx(np.mean(risks))
+    assert aurra_score(y, predicted, scores) == pytest.approx(1 - np.mean(risks))
     if (y < 0).all() or (y >= 0).all():
         with pytest.warns(UndefinedMetricWarning):
             assert np.isnan(oscr_score(y, predicted, scores))
@@ -534,9 +558,61 @@ def test_open_set_metrics_equal_their_curves(rows):
 def test_open_set_metrics_of_bad_input():
     with pytest.raises(ValueError, match="fpr=1.5 must lie"):
         ccr_at_fpr_score([0, -1], [0, 0], [0.5, 0.1], fpr=1.5)
-    for metric in (oscr_score, ccr_at_fpr_score, aurc_score):
+    for metric in (oscr_score, ccr_at_fpr_score, aurc_score, aurra_score):
         with pytest.raises(ValueError, match="inconsistent numbers of samples"):
             metric([0, -1], [0], [0.5, 0.1])
         with pytest.raises(ValueError, match="NaN"):
             metric([0, -1], [0, 0], [np.nan, 0.1])
     assert oscr_score(["a", "b", -1], ["a", "b", "a"], [3, 2, 1]) == 1
+
+
+@settings(deadline=None, max_examples=30)
+@given(inside=rows, outside=rows, factor=st.floats(0.1, 10), shift=st.floats(-10, 10))
+def test_autc_of_scaled_scores(inside, outside, factor, shift):
+    y_true, y_score = joined(inside, outside)
+    if np.ptp(y_score) > 1e-6:
+        expected = autc_score(y_true, y_score)
+        assert autc_score(y_true, factor * y_score + shift) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.fixture
+def maps():
+    """Return label maps and scores; the last two images hold pixels of one kind only."""
+    rng = np.random.default_rng(0)
+    y = rng.choice([0, 1, -1, 255], size=(5, 6, 7))
+    y[3][y[3] < 0], y[4] = 1, -1
+    return y, rng.normal(size=y.shape).round(1) + (y >= 0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, torch.float32])
+@each_name
+def test_segmentation_score(name, dtype, maps):
+    y, y_score = maps
+    y_score = torch.tensor(y_score).float() if dtype is torch.float32 else y_score.astype(dtype)
+    metric, _ = SIGNED[name]
+    plain = np.asarray(y_score)
+    used = y != 255
+    expected = metric(y[used], plain[used])
+    assert segmentation_score(name, y, y_score) == expected
+    assert segmentation_score(metric, y, y_score) == expected
+    images = [metric(y[i][used[i]], plain[i][used[i]]) for i in range(3)]
+    assert segmentation_score(name, y, y_score, average="images") == pytest.approx(np.mean(images))
+
+
+def test_segmentation_score_of_one_kind(maps):
+    y, y_score = maps
+    for average in ("pixels", "images"):
+        with pytest.warns(UndefinedMetricWarning, match="set to nan"):
+            assert np.isnan(segmentation_score("auroc", y[3:4], y_score[3:4], average=average))
+
+
+def test_segmentation_score_of_bad_input(maps):
+    y, y_score = maps
+    with pytest.raises(ValueError, match="no scorer 'auc'. Did you mean"):
+        segmentation_score("auc", y, y_score)
+    with pytest.raises(ValueError, match="average must be"):
+        segmentation_score("auroc", y, y_score, average="macro")
+    with pytest.raises(ValueError, match="maps of one shape"):
+        segmentation_score("auroc", y, y_score[:, :-1])
+    with pytest.raises(ValueError, match="maps of one shape"):
+        segmentation_score("auroc", y[0], y_score[0])

@@ -193,7 +193,7 @@ def test_false_alarms_on_fresh_rows(cls):
 
 @pytest.mark.parametrize("in_network", [False, True])
 def test_a_large_bank_sets_its_threshold_by_a_sample(in_network, monkeypatch, rng):
-    """Drawn by `random_state`, and left out one at a time as ever."""
+    """Of rows that are the same in every detector, left out one at a time as ever."""
     X, y = rng.normal(size=(300, 6)), np.arange(300) % 3
     net = seeded(MLP, in_features=6).double() if in_network else None
     detector = NNGuideDetector(net, k=3, batch_size=50, random_state=0)
