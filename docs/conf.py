@@ -46,10 +46,13 @@ html_theme_options = {
     "show_toc_level": 2,
     "navigation_with_keys": False,
     "navbar_align": "left",
-    "secondary_sidebar_items": ["page-toc"],
+    # Code side by side needs the width.
+    "secondary_sidebar_items": {"**": ["page-toc"], "coming_from": []},
     "show_prev_next": True,
 }
-html_sidebars = {"start": [], "changes": []}
+html_sidebars = {
+    page: [] for page in ("start", "api", "benchmarks", "coming_from", "changes")
+}
 html_static_path = []
 html_show_sourcelink = False
 
