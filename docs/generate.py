@@ -1,6 +1,9 @@
 """Tables that are made from the code, so that they cannot differ from it."""
 
 import inspect
+import json
+from itertools import groupby
+from pathlib import Path
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
@@ -25,39 +28,84 @@ def paper(detector):
     return " ".join(after.split("\n\n")[0].split())
 
 
-class DetectorsDirective(Directive):
-    """A table of all detectors: what they do, their own parameters, their paper."""
+def table(header, rows, widths):
+    """Return the lines of a list-table."""
+    lines = [
+        ".. list-table::",
+        "   :header-rows: 1",
+        f"   :widths: {' '.join(map(str, widths))}",
+        "",
+    ]
+    for row in [header, *rows]:
+        lines += [f"   {'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(row)]
+    return [*lines, ""]
+
+
+def number(value):
+    """Format with three digits."""
+    return "" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+class FromLines(Directive):
+    """A directive whose content is computed as lines of reStructuredText."""
 
     def run(self):
+        """Return the nodes."""
+        section = nodes.section(document=self.state.document)
+        lines = ViewList(self.lines(), source=__file__)
+        nested_parse_with_titles(self.state, lines, section)
+        return section.children
+
+
+class Detectors(FromLines):
+    """A table of all detectors: what they do, their own parameters, their paper."""
+
+    def lines(self):
         """Return the table."""
-        lines = [
-            ".. list-table::",
-            "   :header-rows: 1",
-            "   :widths: 20 35 25 20",
-            "",
-            "   * - detector",
-            "     - score",
-            "     - parameters of its own",
-            "     - paper",
-        ]
+        rows = []
         for detector in detectors():
             own = [
                 f"``{name}={parameter.default!r}``"
                 for name, parameter in inspect.signature(detector).parameters.items()
                 if name not in SHARED
             ]
-            lines += [
-                f"   * - :py:class:`~skood.{detector.__name__}`",
-                f"     - {inspect.getdoc(detector).splitlines()[0]}",
-                f"     - {', '.join(own)}",
-                f"     - {paper(detector)}",
-            ]
-        section = nodes.section(document=self.state.document)
-        nested_parse_with_titles(self.state, ViewList(lines, source=__file__), section)
-        return section.children
+            name = f":py:class:`~skood.{detector.__name__}`"
+            rows.append(
+                [name, inspect.getdoc(detector).splitlines()[0], ", ".join(own), paper(detector)]
+            )
+        header = ["detector", "score", "parameters of its own", "paper"]
+        return table(header, rows, [20, 35, 25, 20])
+
+
+class Benchmarks(FromLines):
+    """Tables of what ``python -m tests.benchmarks --json`` wrote."""
+
+    required_arguments = 1
+
+    def lines(self):
+        """Return the machine, and a table for each case."""
+        path = Path(__file__).parent / self.arguments[0]
+        self.state.document.settings.record_dependencies.add(str(path))
+        report = json.loads(path.read_text())
+        about = {**report["machine"], **report["versions"]}
+        lines = ["Measured on: " + ", ".join(f"{k} {v}" for k, v in about.items()) + ".", ""]
+        for title, results in groupby(report["results"], lambda result: result["title"]):
+            lines += [f"**{title}**", ""]
+            rows = []
+            for r in results:
+                between = "" if r["q1"] == r["q3"] else f"{number(r['q1'])} – {number(r['q3'])}"
+                target = "" if r["target"] is None else f"≤ {number(r['target'])}"
+                if r.get("reached") is False:
+                    target += ", missed"
+                wall = number(r["wall"]["value"]) if "wall" in r else ""
+                rows.append([r["name"], f"{number(r['value'])} {r['unit']}", between, target, wall])
+            header = ["", "median", "quartiles", "target", "wall time, 2 threads"]
+            lines += table(header, rows, [40, 14, 18, 16, 12])
+        return lines
 
 
 def setup(app):
     """Add the directives."""
-    app.add_directive("detectors", DetectorsDirective)
+    app.add_directive("detectors", Detectors)
+    app.add_directive("benchmarks", Benchmarks)
     return {"parallel_read_safe": True}
