@@ -1,4 +1,7 @@
-"""How many fresh digits are called out-of-distribution: the plain threshold and the conformal one.
+"""Thresholds that hold
+====================
+
+How many fresh digits are called out-of-distribution: the plain threshold and the conformal one.
 
 A network is trained on digits 0 to 5 and so is each detector. Half of the digits that neither has
 seen calibrate, the other half counts the false alarms. They should lie in the 99 % band of the

@@ -1,4 +1,7 @@
-"""A detector on a trained network tells which digits it has never learned.
+"""First detector on digits
+========================
+
+A detector on a trained network tells which digits it has never learned.
 
 The network knows the digits 0 to 5. It will answer "3" or "5" to a 7 as readily as to a 3; the
 detector on its features says when not to believe it.

@@ -1,4 +1,7 @@
-"""Embeddings and labels, no network: a Pipeline, and a search over its parameters.
+"""Embeddings and labels, no network
+=================================
+
+Embeddings and labels, no network: a Pipeline, and a search over its parameters.
 
 Some OOD rows are at hand, labelled -1, so the search can be scored by AUROC and judged on others.
 """

@@ -1,10 +1,13 @@
-"""Choose k, percentile and reg_covar without one OOD row, and count what that costs.
+"""Tuning without OOD rows
+=======================
+
+Choose k, percentile and reg_covar without one OOD row, and count what that costs.
 
 `LeaveClassesOut` holds out each of the six known digits in turn, and the value that best tells
 the held-out digits from the rest is taken. Its regret is what the best value of the grid, as the
 true OOD rows show it in hindsight, has more in AUROC.
 
-``python examples/tuning_without_ood.py --seeds 10`` prints the table of docs/tuning.md, in about
+``python examples/tuning_without_ood.py --seeds 10`` prints the table of docs/guide/tuning.md, in about
 4 minutes of one core.
 """
 

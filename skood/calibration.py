@@ -212,7 +212,7 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
         The in-distribution labels, where y was given or the detector knows them.
     n_features_in_ : int
         As the detector has it.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         As the detector has it.
 
     See Also

@@ -169,7 +169,7 @@ class EnsembleDetector(
         The sorted in-distribution labels, where y was given.
     n_features_in_ : int
         The size of X's second axis.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         The names of X's columns, where it has any.
 
     See Also

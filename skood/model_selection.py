@@ -218,7 +218,7 @@ class FitOnInliers(MetaEstimatorMixin, BaseEstimator):
         Where the estimator has one: ``decision_function(X) = score_samples(X) - offset_``.
     n_features_in_ : int
         Where the estimator has it: the number of features.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Where the estimator has it: the names of the features.
 
     See Also

@@ -71,7 +71,8 @@ def run(options):
         case = cases.CASES[name]
         print(f"{name}: {case.__doc__.splitlines()[0]}")
         for item in case(setting):
-            result = {"case": name, **measure(item, setting)}
+            title = case.__doc__.splitlines()[0]
+            result = {"case": name, "title": title, **measure(item, setting)}
             report["results"].append(result)
             print(line(result), flush=True)
             # What an item holds goes before the case prepares the next.

@@ -1,0 +1,111 @@
+"""Tables that are made from the code, so that they cannot differ from it."""
+
+import inspect
+import json
+from itertools import groupby
+from pathlib import Path
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
+from docutils.statemachine import ViewList
+from sphinx.util.nodes import nested_parse_with_titles
+
+import skood
+from skood.base import BaseDetector
+
+SHARED = {"model", "layer", "false_alarm_rate", "device", "batch_size", "verbose", "random_state"}
+
+
+def detectors():
+    """Return all detectors, by name."""
+    found = [getattr(skood, name) for name in skood.__all__]
+    return [c for c in found if inspect.isclass(c) and issubclass(c, BaseDetector)]
+
+
+def paper(detector):
+    """Return the first reference of a docstring, on one line."""
+    after = inspect.getdoc(detector).split("References\n----------\n")[1]
+    return " ".join(after.split("\n\n")[0].split())
+
+
+def table(header, rows, widths):
+    """Return the lines of a list-table."""
+    lines = [
+        ".. list-table::",
+        "   :header-rows: 1",
+        f"   :widths: {' '.join(map(str, widths))}",
+        "",
+    ]
+    for row in [header, *rows]:
+        lines += [f"   {'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(row)]
+    return [*lines, ""]
+
+
+def number(value):
+    """Format with three digits."""
+    return "" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+class FromLines(Directive):
+    """A directive whose content is computed as lines of reStructuredText."""
+
+    def run(self):
+        """Return the nodes."""
+        section = nodes.section(document=self.state.document)
+        lines = ViewList(self.lines(), source=__file__)
+        nested_parse_with_titles(self.state, lines, section)
+        return section.children
+
+
+class Detectors(FromLines):
+    """A table of all detectors: what they do, their own parameters, their paper."""
+
+    def lines(self):
+        """Return the table."""
+        rows = []
+        for detector in detectors():
+            own = [
+                f"``{name}={parameter.default!r}``"
+                for name, parameter in inspect.signature(detector).parameters.items()
+                if name not in SHARED
+            ]
+            name = f":py:class:`~skood.{detector.__name__}`"
+            rows.append(
+                [name, inspect.getdoc(detector).splitlines()[0], ", ".join(own), paper(detector)]
+            )
+        header = ["detector", "score", "parameters of its own", "paper"]
+        return table(header, rows, [20, 35, 25, 20])
+
+
+class Benchmarks(FromLines):
+    """Tables of what ``python -m tests.benchmarks --json`` wrote."""
+
+    required_arguments = 1
+
+    def lines(self):
+        """Return the machine, and a table for each case."""
+        path = Path(__file__).parent / self.arguments[0]
+        self.state.document.settings.record_dependencies.add(str(path))
+        report = json.loads(path.read_text())
+        about = {**report["machine"], **report["versions"]}
+        lines = ["Measured on: " + ", ".join(f"{k} {v}" for k, v in about.items()) + ".", ""]
+        for title, results in groupby(report["results"], lambda result: result["title"]):
+            lines += [f"**{title}**", ""]
+            rows = []
+            for r in results:
+                between = "" if r["q1"] == r["q3"] else f"{number(r['q1'])} – {number(r['q3'])}"
+                target = "" if r["target"] is None else f"≤ {number(r['target'])}"
+                if r.get("reached") is False:
+                    target += ", missed"
+                wall = number(r["wall"]["value"]) if "wall" in r else ""
+                rows.append([r["name"], f"{number(r['value'])} {r['unit']}", between, target, wall])
+            header = ["", "median", "quartiles", "target", "wall time, 2 threads"]
+            lines += table(header, rows, [40, 14, 18, 16, 12])
+        return lines
+
+
+def setup(app):
+    """Add the directives."""
+    app.add_directive("detectors", Detectors)
+    app.add_directive("benchmarks", Benchmarks)
+    return {"parallel_read_safe": True}
