@@ -35,8 +35,8 @@ comparison = DetectorComparisonDisplay.from_frame(frame)
 
 # %%
 # **Two detectors** whose intervals overlap may differ all the same: both see the same rows, and
-# where luck helps one it often helps the other. A paired test takes that into account. The p-values are
-# multiplied by the number of tests, since among many pairs some differ by chance.
+# where luck helps one it often helps the other. A paired test takes that into account. The p-values
+# are multiplied by the number of tests, since among many pairs some differ by chance.
 X = np.concatenate([data.X_test, data.ood["near"]])
 y = np.r_[data.y_test, np.full(len(data.ood["near"]), -1)]
 fitted = {name: detector.fit(*rows[:2]) for name, detector in detectors.items()}

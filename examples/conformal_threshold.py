@@ -61,8 +61,8 @@ for name, detector in default_detectors(net.module_, random_state=0).items():
 # **At every level at once.** The p-value of a row is about the share of calibration rows that look
 # as odd. If calibration holds, fresh digits have a p-value of at most t in a share t of cases: the
 # curve follows the diagonal. On the left the rows of training calibrate, each scored as if the
-# detector had not learned from it (``method="loo"``); the network has, the curve leaves the band,
-# and a promised rate is exceeded. On the right rows calibrate that the network has not seen.
+# detector had not learned from it (``method="loo"``). The network has, and more fresh digits than
+# promised have small p-values. On the right rows calibrate that the network has not seen.
 X_cal, X_fresh = train_test_split(data.X_test, train_size=n_cal, random_state=0)
 nnguide = NNGuideDetector(net.module_, random_state=0)
 seen = ConformalDetector(nnguide, method="loo", alpha=ALPHA).fit(data.X_train, data.y_train)
