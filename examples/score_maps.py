@@ -22,18 +22,19 @@ from skood.plots import ScoreMapDisplay
 # Images of 4x4 handwritten digits, each pixel of ink with the class of its digit and the paper a
 # class of its own. The network learns from sheets of the digits 0 to 5; the sheets to be judged
 # hold three digits of the other four each, whose ink is labelled -1.
-PAPER, N_EPOCHS = 6, 130
+PAPER, N_EPOCHS = 6, 100
 data = load_digits_ood(random_state=0)
 
 
 def lay_out(images, labels):
-    """Put digits of shape (n, 1, 8, 8) on sheets (n // 16, 1, 32, 32), with a label each pixel."""
+    """Put digits (n, 1, 8, 8) on sheets (n // 16, 1, 40, 40), with a label for each pixel."""
     ink = np.where(images > 0.25, labels[:, None, None, None], PAPER)
-    sheets = [
-        pixels.reshape(-1, 4, 4, 8, 8).swapaxes(2, 3).reshape(-1, 1, 32, 32)
-        for pixels in (images, ink)
-    ]
-    return sheets[0], sheets[1][:, 0]
+    sheets = []
+    for pixels, empty in [(images, 0), (ink, PAPER)]:
+        # One pixel of paper around each digit.
+        cells = np.pad(pixels[:, 0], [(0, 0), (1, 1), (1, 1)], constant_values=empty)
+        sheets.append(cells.reshape(-1, 4, 4, 10, 10).swapaxes(2, 3).reshape(-1, 40, 40))
+    return sheets[0][:, None], sheets[1]
 
 
 rng = np.random.default_rng(0)
@@ -79,9 +80,9 @@ print(f"accuracy on the ink of the digits 0 to 5: {(predicted == y)[known].mean(
 print(f"on the paper: {(predicted == y)[y == PAPER].mean():.3f}")
 
 # %%
-# What is asked is whether ink is known or not; paper is known and easy, so it is labelled 255, which
-# metrics ignore. Pixels of one sheet are not independent, so the AUROC is that of each sheet,
-# averaged.
+# What is asked is whether ink is known or not. Paper is known and easy, so it is labelled 255,
+# which metrics leave out. Pixels of a sheet depend on each other, so each sheet has an AUROC of its
+# own, and the mean is shown.
 ink = np.where(y == PAPER, 255, y)
 sheets, truth = lay_out(data.X_train[:n_train], data.y_train[:n_train])
 detectors = {
@@ -95,26 +96,30 @@ for name, detector in detectors.items():
     auroc = segmentation_score("auroc", ink, scores, average="images")
     # One number a digit: the mean over its ink.
     per_digit = [
-        np.where(y == PAPER, 0, values).reshape(-1, 4, 8, 4, 8).sum(axis=(2, 4)).ravel()
+        np.where(y == PAPER, 0, values).reshape(-1, 4, 10, 4, 10).sum(axis=(2, 4)).ravel()
         for values in (scores, np.ones_like(scores))
     ]
     together = auroc_score(np.concatenate(labels), per_digit[0] / per_digit[1])
     print(f"{name:11} AUROC of pixels {auroc:.3f}, of digits {together:.3f}")
 
 # %%
-# A single pixel of ink is hard to tell, the ink of a digit together less so. Three of the sheets:
-# the frames hold the unknown digits, and orange lines surround what is called out-of-distribution.
-# The borders of digits are uncertain for any network.
-figure, axes = plt.subplots(1, 3, figsize=(10.5, 4), layout="compressed")
-for sheet, axis in enumerate(axes):
-    display = ScoreMapDisplay.from_estimator(detectors["max softmax"], X[sheet], ax=axis, name="")
-    axis.get_legend().remove()
-    display.contour_.set_linewidth(1)
+# A single pixel of ink is hard to tell, the ink of a digit together less so. Three of the sheets,
+# and their maps below, dark where the score is low: the frames hold the unknown digits.
+best = detectors["max softmax"]
+figure, axes = plt.subplots(2, 3, figsize=(8.4, 5.6), layout="compressed")
+for sheet, (above, below) in enumerate(axes.T):
+    above.imshow(X[sheet, 0], cmap="gray_r", extent=(0, 40, 40, 0))
+    above.set(xticks=[], yticks=[])
+    display = ScoreMapDisplay.from_estimator(best, X[sheet], name="", ax=below, alpha=1)
+    below.get_legend().remove()
+    display.contour_.remove()
+    display.colorbar_.set_label("")
     if sheet < 2:
         display.colorbar_.remove()
     for place in np.flatnonzero(labels[sheet] == -1):
-        corner = place % 4 * 8, place // 4 * 8
-        axis.add_patch(plt.Rectangle(corner, 8, 8, fill=False, color="#CC79A7", linewidth=2))
+        corner = place % 4 * 10, place // 4 * 10
+        for axis in (above, below):
+            axis.add_patch(plt.Rectangle(corner, 10, 10, fill=False, color="#D55E00", linewidth=2))
 
 # %%
 # **Without a network**, pixels can be described by what is around them, and be rows like any other.
