@@ -50,9 +50,7 @@ html_theme_options = {
     "secondary_sidebar_items": {"**": ["page-toc"], "coming_from": []},
     "show_prev_next": True,
 }
-html_sidebars = {
-    page: [] for page in ("start", "api", "benchmarks", "coming_from", "changes")
-}
+html_sidebars = {page: [] for page in ("start", "api", "benchmarks", "coming_from", "changes")}
 html_static_path = []
 html_show_sourcelink = False
 

@@ -21,7 +21,7 @@ from skood.plots import DetectorComparisonDisplay, OODRocCurveDisplay
 
 data = load_digits_ood(random_state=0)
 net = train_digits_network(data.X_train, data.y_train, seed=0).module_
-detectors = {**default_detectors(net, random_state=0), **default_baselines(net)}
+detectors = {**default_detectors(net, random_state=0), **default_baselines(net, random_state=0)}
 rows = data.X_train, data.y_train, data.X_test, data.y_test
 frame = evaluate(detectors, *rows, data.ood, n_resamples=200, random_state=0)
 columns = ["detector", "ood", "auroc", "auroc_low", "auroc_high", "fpr95", "false_alarms"]

@@ -7,7 +7,7 @@ Choose k, percentile and reg_covar without one OOD row, and count what that cost
 the held-out digits from the rest is taken. Its regret is what the best value of the grid, as the
 true OOD rows show it in hindsight, has more in AUROC.
 
-``python examples/tuning_without_ood.py --seeds 10`` prints the table of docs/guide/tuning.md, in about
+``python examples/tuning_without_ood.py --seeds 10`` prints the table of the guide, in about
 4 minutes of one core.
 """
 
