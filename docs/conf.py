@@ -28,7 +28,8 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_templates"]
 templates_path = ["_templates"]
-nitpicky = False
+# What stands in single backticks in docstrings is code.
+default_role = "literal"
 
 # One page an object, with its methods on it.
 autosummary_generate = True
@@ -63,7 +64,7 @@ sphinx_gallery_conf = {
     "remove_config_comments": True,
     "show_memory": False,
     "download_all_examples": False,
-    "within_subsection_order": "ExampleTitleSortKey",
+    "within_subsection_order": "generate.ExampleOrder",
     "backreferences_dir": None,
     "min_reported_time": 1,
 }

@@ -16,6 +16,33 @@ from skood.base import BaseDetector
 SHARED = {"model", "layer", "false_alarm_rate", "device", "batch_size", "verbose", "random_state"}
 
 
+EXAMPLES = [
+    "first_detector",
+    "embeddings_and_labels",
+    "pipeline_and_search",
+    "named_layers",
+    "comparing_detectors",
+    "conformal_threshold",
+    "open_set",
+    "tuning_without_ood",
+    "skorch_end_to_end",
+    "score_maps",
+    "text_classification",
+]
+
+
+class ExampleOrder:
+    """The order of the gallery: first things first, what is not listed last."""
+
+    def __init__(self, folder):
+        pass
+
+    def __call__(self, filename):
+        """Return the place of an example."""
+        name = Path(filename).stem
+        return (EXAMPLES.index(name) if name in EXAMPLES else len(EXAMPLES)), name
+
+
 def detectors():
     """Return all detectors, by name."""
     found = [getattr(skood, name) for name in skood.__all__]

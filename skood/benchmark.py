@@ -1,11 +1,16 @@
 """Every detector on one benchmark, as a table and a picture; ``python -m skood`` runs it."""
 
+from __future__ import annotations
+
 import textwrap
 import threading
 import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from os import PathLike
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +21,7 @@ from torch import nn
 
 from skood._compat import move_to_numpy
 from skood._labels import as_labels, is_ood
+from skood._typing import Device, Inputs, Labels, Model, RandomState
 from skood.detectors import (
     ASHDetector,
     GMMDetector,
@@ -33,6 +39,11 @@ from skood.metrics import (
     fpr_at_tpr_score,
 )
 from skood.plots import REJECTED, OODRocCurveDisplay, ScoreHistogramDisplay, import_matplotlib
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+    from sklearn.utils import Bunch
 
 __all__ = [
     "DigitsNetwork",
@@ -66,18 +77,18 @@ class RandomAffine(nn.Module):
         Standard deviation of the shift, in halves of the image: 0.2 is 0.8 of 8 pixels.
     """
 
-    def __init__(self, linear=0.15, shift=0.2):
+    def __init__(self, linear: float = 0.15, shift: float = 0.2) -> None:
         super().__init__()
         self.linear, self.shift = linear, shift
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map images of shape (n_samples, C, H, W) to the same shape; outside is 0."""
         if not self.training:
             return images
         # Drawn on the CPU: a seed then gives the same images on every device.
         noise = torch.randn(len(images), 2, 3)
         maps = torch.eye(2, 3) + noise * torch.tensor([self.linear, self.linear, self.shift])
-        grid = nn.functional.affine_grid(maps, images.shape, align_corners=False)
+        grid = nn.functional.affine_grid(maps, list(images.shape), align_corners=False)
         return nn.functional.grid_sample(images, grid.to(images), align_corners=False)
 
 
@@ -106,7 +117,7 @@ class DigitsNetwork(nn.Module):
     torch.Size([2, 6])
     """
 
-    def __init__(self, n_classes=6):
+    def __init__(self, n_classes: int = 6) -> None:
         super().__init__()
         self.augment = RandomAffine()
         self.body = nn.Sequential(
@@ -118,7 +129,7 @@ class DigitsNetwork(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(64, n_classes)
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map images of shape (n_samples, 1, 8, 8) to logits of shape (n_samples, n_classes)."""
         return self.fc(self.pool(self.body(self.augment(images))).flatten(1))
 
@@ -134,7 +145,15 @@ def _call_each_epoch(function):
     return EachEpoch()
 
 
-def train_digits_network(X, y, *, seed=0, device="cpu", max_epochs=N_EPOCHS, on_epoch=None):
+def train_digits_network(
+    X: np.ndarray,
+    y: np.ndarray,
+    *,
+    seed: int = 0,
+    device: Device = "cpu",
+    max_epochs: int = N_EPOCHS,
+    on_epoch: Callable[[], Any] | None = None,
+) -> Any:
     """Train a `DigitsNetwork` through skorch.
 
     Parameters
@@ -190,7 +209,7 @@ def train_digits_network(X, y, *, seed=0, device="cpu", max_epochs=N_EPOCHS, on_
         return net.fit(X, y)
 
 
-def default_detectors(model, *, random_state=None):
+def default_detectors(model: Model, *, random_state: RandomState = None) -> dict[str, Any]:
     """Make one detector of each method for a trained network with narrow features.
 
     Parameters
@@ -217,7 +236,7 @@ def default_detectors(model, *, random_state=None):
     }
 
 
-def default_baselines(model, *, random_state=None):
+def default_baselines(model: Model, *, random_state: RandomState = None) -> dict[str, Any]:
     """Make the plain scores that any detector should be compared to.
 
     Parameters
@@ -287,26 +306,26 @@ class Result:
     threshold: float = float("nan")
 
     @cached_property
-    def metrics(self):
+    def metrics(self) -> dict[str, dict[str, float]]:
         """For each OOD set, the metrics."""
         return {
             kind: {name: metric(*self.labelled(kind)) for name, metric in _METRICS.items()}
             for kind in self.ood_scores
         }
 
-    def labelled(self, kind):
+    def labelled(self, kind: str) -> tuple[np.ndarray, np.ndarray]:
         """Return 1 or -1 for each in-distribution row and each of an OOD set, and their scores."""
         ood = self.ood_scores[kind]
         y = np.repeat([1, -1], [len(self.scores), len(ood)])
         return y, np.concatenate([self.scores, ood])
 
     @property
-    def mean_auroc(self):
+    def mean_auroc(self) -> float:
         """The mean of the AUROCs over the OOD sets."""
         return float(np.mean([values["AUROC"] for values in self.metrics.values()]))
 
     @property
-    def label(self):
+    def label(self) -> str:
         """The name, with a remark for baselines."""
         return f"{self.name} (baseline)" if self.baseline else self.name
 
@@ -334,7 +353,13 @@ def _measure(name, detector, X_train, y_train, X_id, ood_sets, baseline=False):
     )
 
 
-def run(detectors, data, *, baselines=None, on_result=None):
+def run(
+    detectors: Mapping[str, Any],
+    data: Bunch,
+    *,
+    baselines: Mapping[str, Any] | None = None,
+    on_result: Callable[[Any], Any] | None = None,
+) -> list[Result]:
     """Fit each detector on the training rows and measure how it tells the OOD sets apart.
 
     Parameters
@@ -434,19 +459,19 @@ def _check_inside(y_train, y_id):
 
 
 def evaluate(
-    detectors,
-    X_train,
-    y_train,
-    X_id,
-    y_id,
-    ood_sets,
+    detectors: Any,
+    X_train: Inputs,
+    y_train: Labels | None,
+    X_id: Inputs,
+    y_id: Labels | None,
+    ood_sets: Mapping[str, Inputs],
     *,
-    metrics=("auroc", "aupr_in", "aupr_out", "fpr95"),
-    confidence_level=0.95,
-    n_resamples=500,
-    random_state=None,
-    on_result=None,
-):
+    metrics: Sequence[str] = ("auroc", "aupr_in", "aupr_out", "fpr95"),
+    confidence_level: float = 0.95,
+    n_resamples: int = 500,
+    random_state: RandomState = None,
+    on_result: Callable[[Any], Any] | None = None,
+) -> pd.DataFrame:
     """Compare detectors on one's own data, with confidence intervals, times and memory.
 
     Parameters
@@ -528,7 +553,7 @@ def evaluate(
         for kind, ood in result.ood_scores.items():
             y, scores = result.labelled(kind)
             row = {"detector": name, "ood": kind, "n_id": len(result.scores), "n_ood": len(ood)}
-            intervals = confidence_interval(
+            intervals: Any = confidence_interval(
                 list(metrics),
                 y,
                 scores,
@@ -593,7 +618,7 @@ def _label_width(results):
     return max(len("detector"), *(len(result.label) for result in results))
 
 
-def format_table(results):
+def format_table(results: list[Result]) -> str:
     """Format results as plain text.
 
     Parameters
@@ -618,7 +643,7 @@ def format_table(results):
     return "\n\n".join("\n".join(line.rstrip() for line in block) for block in blocks)
 
 
-def format_advice(results):
+def format_advice(results: list[Result]) -> str:
     """Say which detector to try first, and why other data may give another answer.
 
     Parameters
@@ -643,7 +668,7 @@ def format_advice(results):
     )
 
 
-def plot(results, path=None):
+def plot(results: list[Result], path: str | PathLike[str] | None = None) -> Figure:
     """Draw the histograms of the scores and the ROC curves of each detector.
 
     Parameters
@@ -682,7 +707,7 @@ def plot(results, path=None):
     for number, result in enumerate(results):
         band, column = divmod(number, n_columns)
         top, bottom = (figure.add_subplot(grid[2 * band + half, column]) for half in (0, 1))
-        decisions = {
+        decisions: dict[str, Any] = {
             "scores": result.scores - result.threshold,
             "ood_scores": {k: v - result.threshold for k, v in result.ood_scores.items()},
             "threshold": 0.0,

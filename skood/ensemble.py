@@ -1,6 +1,7 @@
 """Several detectors as one, on one pass through the network they share."""
 
 from numbers import Integral, Real
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from skood._compat import Interval, StrOptions, _BaseComposition, _fit_context, 
 from skood._estimator import ModuleSharing, computing
 from skood._learning import threshold_rows
 from skood._printing import PrintsNetworks, for_printer
+from skood._typing import Inputs, Labels, Model, RandomState
 from skood.base import BaseDetector
 from skood.calibration import ROUNDING, check_scores, conformal_p_values
 from skood.features import FeatureExtractor, attach
@@ -235,14 +237,14 @@ class EnsembleDetector(
 
     def __init__(
         self,
-        detectors,
-        model=None,
+        detectors: list[tuple[str, Any]],
+        model: Model | None = None,
         *,
-        method="min",
-        false_alarm_rate=0.05,
-        n_jobs=None,
-        random_state=None,
-    ):
+        method: str = "min",
+        false_alarm_rate: float = 0.05,
+        n_jobs: int | None = None,
+        random_state: RandomState = None,
+    ) -> None:
         self.detectors = detectors
         self.model = model
         self.method = method
@@ -250,7 +252,7 @@ class EnsembleDetector(
         self.n_jobs = n_jobs
         self.random_state = random_state
 
-    def get_params(self, deep=True):
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the parameters, with `deep` those of the detectors too, as ``name__parameter``.
 
         Parameters
@@ -265,7 +267,7 @@ class EnsembleDetector(
         """
         return for_printer(self._get_params("detectors", deep=deep))
 
-    def set_params(self, **params):
+    def set_params(self, **params: Any) -> Self:
         """Set parameters, of a detector as ``name__parameter``, or a whole detector by its name.
 
         Parameters
@@ -296,7 +298,7 @@ class EnsembleDetector(
         return kept
 
     @_fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X, y=None):
+    def fit(self, X: Inputs, y: Labels | None = None) -> Self:
         """Fit the detectors on the in-distribution rows and set the threshold.
 
         Parameters
@@ -337,7 +339,7 @@ class EnsembleDetector(
         combined = COMBINATIONS[self.method](np.column_stack(log_p))
         quantile = np.quantile(combined, self.false_alarm_rate)
         classes = source.classes if any(on_features) else detectors[0]._known_labels()
-        vars(self).pop("known_classes_", None)
+        self.__dict__.pop("known_classes_", None)
         if classes is not None:
             self.known_classes_ = classes
         self.extractor_, self._on_features = extractor, on_features
@@ -356,7 +358,7 @@ class EnsembleDetector(
                 store.append((torch.from_numpy(features),))
         return store.tensors[0].numpy()
 
-    def score_samples(self, X):
+    def score_samples(self, X: Inputs) -> np.ndarray:
         """Score rows; higher means more in-distribution.
 
         Parameters
@@ -387,7 +389,7 @@ class EnsembleDetector(
         ]
         return COMBINATIONS[self.method](np.column_stack(log_p))
 
-    def decision_function(self, X):
+    def decision_function(self, X: Inputs) -> np.ndarray:
         """Score rows relative to the threshold: ``score_samples(X) - offset_``.
 
         Parameters
@@ -402,7 +404,7 @@ class EnsembleDetector(
         """
         return self.score_samples(X) - self.offset_
 
-    def predict(self, X):
+    def predict(self, X: Inputs) -> np.ndarray:
         """Tell in-distribution from out-of-distribution rows.
 
         Parameters
@@ -417,7 +419,7 @@ class EnsembleDetector(
         """
         return np.where(self.decision_function(X) >= 0, 1, -1)
 
-    def fit_predict(self, X, y=None):
+    def fit_predict(self, X: Inputs, y: Labels | None = None) -> np.ndarray:
         """Fit on X and y, and predict X.
 
         Parameters
@@ -435,7 +437,7 @@ class EnsembleDetector(
         # OutlierMixin's own drops y.
         return self.fit(X, y).predict(X)
 
-    def score(self, X, y):
+    def score(self, X: Inputs, y: Labels) -> float:
         """Area under the ROC curve of in-distribution against out-of-distribution rows.
 
         Parameters
@@ -456,12 +458,12 @@ class EnsembleDetector(
     _known_labels = BaseDetector._known_labels
 
     @property
-    def n_features_in_(self):
+    def n_features_in_(self) -> int:
         """The size of X's second axis."""
         return self.extractor_.n_features_in_
 
     @property
-    def feature_names_in_(self):
+    def feature_names_in_(self) -> np.ndarray:
         """The names of X's columns."""
         return self.extractor_.feature_names_in_
 

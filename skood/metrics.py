@@ -2,6 +2,7 @@
 
 import difflib
 import warnings
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,27 @@ from skood import _intervals
 from skood._compat import move_to_numpy
 from skood._labels import as_labels, is_label_map, is_ood, map_kinds
 from skood._model import warn_of_unseen
+from skood._typing import Labels, RandomState, Scores
+
+__all__ = [
+    "ConfidenceInterval",
+    "PairedTest",
+    "aupr_in_score",
+    "aupr_out_score",
+    "aurc_score",
+    "auroc_score",
+    "aurra_score",
+    "autc_score",
+    "ccr_at_fpr_score",
+    "confidence_interval",
+    "detection_error_score",
+    "fpr_at_tpr_score",
+    "get_scorer",
+    "get_scorer_names",
+    "oscr_score",
+    "paired_test",
+    "segmentation_score",
+]
 
 
 def _check_scores(scores, name="y_score"):
@@ -76,7 +98,7 @@ def _auroc(inside, scores):
     return correct / (2 * n_pairs)
 
 
-def auroc_score(y_true, y_score):
+def auroc_score(y_true: Labels, y_score: Scores) -> float:
     """Area under the ROC curve of in-distribution against OOD rows.
 
     The probability that a random in-distribution row has a higher score than a random OOD row,
@@ -121,7 +143,7 @@ def auroc_score(y_true, y_score):
     return _evaluate(_auroc, y_true, y_score)
 
 
-def aupr_in_score(y_true, y_score):
+def aupr_in_score(y_true: Labels, y_score: Scores) -> float:
     """Area under the precision-recall curve, in-distribution rows being the positive class.
 
     Computed as the average precision: the mean over the in-distribution rows of the precision
@@ -174,7 +196,7 @@ def aupr_in_score(y_true, y_score):
     return _evaluate(average_precision_score, y_true, y_score)
 
 
-def aupr_out_score(y_true, y_score):
+def aupr_out_score(y_true: Labels, y_score: Scores) -> float:
     """Area under the precision-recall curve, OOD rows being the positive class.
 
     Computed as the average precision of the negated scores: the mean over the OOD rows of the
@@ -222,7 +244,9 @@ def aupr_out_score(y_true, y_score):
     )
 
 
-def fpr_at_tpr_score(y_true, y_score, *, tpr=0.95, positive="in"):
+def fpr_at_tpr_score(
+    y_true: Labels, y_score: Scores, *, tpr: float = 0.95, positive: str = "in"
+) -> float:
     """Share of OOD rows accepted where a given share of in-distribution rows is (FPR95).
 
     The false positive rate of the highest threshold whose true positive rate is at least `tpr`,
@@ -291,7 +315,7 @@ def fpr_at_tpr_score(y_true, y_score, *, tpr=0.95, positive="in"):
     return _evaluate(fpr_at_tpr, y_true, y_score)
 
 
-def detection_error_score(y_true, y_score):
+def detection_error_score(y_true: Labels, y_score: Scores) -> float:
     r"""Smallest average of the two error rates over all thresholds.
 
     .. math::
@@ -347,7 +371,7 @@ def detection_error_score(y_true, y_score):
     return _evaluate(detection_error, y_true, y_score)
 
 
-def autc_score(y_true, y_score):
+def autc_score(y_true: Labels, y_score: Scores) -> float:
     r"""Area under the threshold curve: both error rates, averaged over all thresholds.
 
     The scores are scaled to [0, 1] by their minimum and maximum. AUTC is the mean of the areas
@@ -413,7 +437,7 @@ def _is_correct(y_true, y_pred):
     return np.asarray(y_true == y_pred, dtype=bool) & ~is_ood(y_true)
 
 
-def oscr_score(y_true, y_pred, y_score):
+def oscr_score(y_true: Labels, y_pred: Labels, y_score: Scores) -> float:
     """Area under the open-set classification rate curve.
 
     The curve is the share of in-distribution rows that are accepted and correctly classified (CCR)
@@ -462,7 +486,9 @@ def oscr_score(y_true, y_pred, y_score):
     return _evaluate(area, y_true, y_score)
 
 
-def ccr_at_fpr_score(y_true, y_pred, y_score, *, fpr=0.05):
+def ccr_at_fpr_score(
+    y_true: Labels, y_pred: Labels, y_score: Scores, *, fpr: float = 0.05
+) -> float:
     """Correct classification rate where at most a share `fpr` of the OOD rows is accepted.
 
     Parameters
@@ -508,7 +534,7 @@ def ccr_at_fpr_score(y_true, y_pred, y_score, *, fpr=0.05):
     return _evaluate(rate, y_true, y_score)
 
 
-def aurc_score(y_true, y_pred, y_score):
+def aurc_score(y_true: Labels, y_pred: Labels, y_score: Scores) -> float:
     """Area under the risk-coverage curve of selective classification.
 
     The mean over all rows of the selective risk at the threshold that just accepts that row: the
@@ -555,7 +581,7 @@ def aurc_score(y_true, y_pred, y_score):
     return float((wrong[last - 1] / last).mean())
 
 
-def aurra_score(y_true, y_pred, y_score):
+def aurra_score(y_true: Labels, y_pred: Labels, y_score: Scores) -> float:
     """Area under the response rate accuracy curve of selective classification.
 
     The mean over all rows of the accuracy at the threshold that just accepts that row: 1 minus
@@ -598,7 +624,9 @@ def aurra_score(y_true, y_pred, y_score):
     return 1 - aurc_score(y_true, y_pred, y_score)
 
 
-def segmentation_score(metric, y_true, y_score, *, average="pixels"):
+def segmentation_score(
+    metric: str | Callable[..., float], y_true: Labels, y_score: Scores, *, average: str = "pixels"
+) -> float:
     """Compute a metric of OOD detection on the pixels of label maps.
 
     Parameters
@@ -804,16 +832,16 @@ def _standard_errors(names, values, y_true, y_preds, y_scores, n_resamples, rand
 
 
 def confidence_interval(
-    metric,
-    y_true,
-    y_score,
+    metric: str | Sequence[str],
+    y_true: Labels,
+    y_score: Scores,
     *,
-    y_pred=None,
-    average="pixels",
-    confidence_level=0.95,
-    n_resamples=500,
-    random_state=None,
-):
+    y_pred: Labels | None = None,
+    average: str = "pixels",
+    confidence_level: float = 0.95,
+    n_resamples: int = 500,
+    random_state: RandomState = None,
+) -> ConfidenceInterval | dict[str, ConfidenceInterval]:
     r"""Compute a confidence interval of a metric.
 
     .. math::
@@ -927,17 +955,17 @@ def confidence_interval(
 
 
 def paired_test(
-    metric,
-    y_true,
-    y_score_1,
-    y_score_2,
+    metric: str | Sequence[str],
+    y_true: Labels,
+    y_score_1: Scores,
+    y_score_2: Scores,
     *,
-    y_pred=None,
-    average="pixels",
-    confidence_level=0.95,
-    n_resamples=500,
-    random_state=None,
-):
+    y_pred: Labels | tuple[Labels, Labels] | None = None,
+    average: str = "pixels",
+    confidence_level: float = 0.95,
+    n_resamples: int = 500,
+    random_state: RandomState = None,
+) -> PairedTest | dict[str, PairedTest]:
     """Test whether a metric of two detectors differs, both having scored the same rows.
 
     The difference is divided by its standard error and compared with the normal distribution.
@@ -1090,7 +1118,7 @@ class _OODScorer:
         return sign * metric(labels, _score_rows(estimator, X))
 
 
-def get_scorer_names():
+def get_scorer_names() -> list[str]:
     """List the names that `get_scorer` knows.
 
     Returns
@@ -1111,7 +1139,7 @@ def get_scorer_names():
     return sorted(_SCORERS)
 
 
-def get_scorer(name):
+def get_scorer(name: str) -> Callable[..., float]:
     """Get a scorer for scikit-learn's model selection.
 
     OOD are the rows whose label is a negative number, and those whose label is a class that the

@@ -1,8 +1,13 @@
 """Displays in scikit-learn's form: scores and thresholds, curves, comparisons, p-values, maps."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from importlib import import_module
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import betabinom, binom, gaussian_kde
 from sklearn.base import is_classifier
 from sklearn.metrics import precision_recall_curve, roc_curve
@@ -11,6 +16,7 @@ from sklearn.utils import check_consistent_length
 from skood._compat import move_to_numpy
 from skood._labels import IGNORED, as_labels, is_label_map, is_ood
 from skood._model import warn_of_unseen
+from skood._typing import Inputs, Labels, RandomState, Scores
 from skood.calibration import ROUNDING
 from skood.metrics import (
     _SCORERS,
@@ -22,6 +28,9 @@ from skood.metrics import (
     auroc_score,
     confidence_interval,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = [
     "DetectorComparisonDisplay",
@@ -42,7 +51,7 @@ REJECTED = f"predict says {MINUS}1"
 LEGEND_HEIGHT = 24
 
 
-def import_matplotlib(module):
+def import_matplotlib(module: str) -> Any:
     """Import a module of matplotlib, or say how to install it."""
     try:
         return import_module(f"matplotlib.{module}")
@@ -130,7 +139,15 @@ def _labelled(scores, ood):
 class _ScoresDisplay:
     """What the displays of in-distribution and OOD scores share."""
 
-    def __init__(self, *, scores, ood_scores, threshold=None, name=None, score_name="score"):
+    def __init__(
+        self,
+        *,
+        scores: np.ndarray,
+        ood_scores: Mapping[str, np.ndarray],
+        threshold: float | None = None,
+        name: str | None = None,
+        score_name: str = "score",
+    ) -> None:
         self.scores = scores
         self.ood_scores = ood_scores
         self.threshold = threshold
@@ -138,7 +155,17 @@ class _ScoresDisplay:
         self.score_name = score_name
 
     @classmethod
-    def from_estimator(cls, estimator, X, y, *, ood_labels=None, name=None, ax=None, **options):
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: Inputs,
+        y: Labels,
+        *,
+        ood_labels: Mapping[Any, str] | None = None,
+        name: str | None = None,
+        ax: Axes | None = None,
+        **options: Any,
+    ) -> Self:
         """Draw the scores that a fitted detector gives to rows.
 
         Parameters
@@ -184,16 +211,16 @@ class _ScoresDisplay:
     @classmethod
     def from_predictions(
         cls,
-        y_true,
-        y_score,
+        y_true: Labels,
+        y_score: Scores,
         *,
-        threshold=None,
-        ood_labels=None,
-        name=None,
-        score_name="score",
-        ax=None,
-        **options,
-    ):
+        threshold: float | None = None,
+        ood_labels: Mapping[Any, str] | None = None,
+        name: str | None = None,
+        score_name: str = "score",
+        ax: Axes | None = None,
+        **options: Any,
+    ) -> Self:
         """Draw given scores.
 
         Parameters
@@ -280,7 +307,14 @@ class ScoreHistogramDisplay(_ScoresDisplay):
     ['OOD', 'in-distribution']
     """
 
-    def plot(self, ax=None, *, kind="hist", bins=60, xscale=None):
+    def plot(
+        self,
+        ax: Axes | None = None,
+        *,
+        kind: str = "hist",
+        bins: int = 60,
+        xscale: str | None = None,
+    ) -> Self:
         """Draw the scores.
 
         Parameters
@@ -448,7 +482,14 @@ class OODRocCurveDisplay(_CurveDisplay):
     'OOD: AUROC 0.875, FPR95 50.0 %'
     """
 
-    def plot(self, ax=None, *, tpr=0.95, xscale="linear", curve_kwargs=None):
+    def plot(
+        self,
+        ax: Axes | None = None,
+        *,
+        tpr: float | None = 0.95,
+        xscale: str | None = "linear",
+        curve_kwargs: Mapping[str, Any] | None = None,
+    ) -> Self:
         """Draw the curves.
 
         Parameters
@@ -551,7 +592,13 @@ class OODPrecisionRecallDisplay(_CurveDisplay):
     'OOD: AUPR-out 0.833'
     """
 
-    def plot(self, ax=None, *, tpr=0.95, curve_kwargs=None):
+    def plot(
+        self,
+        ax: Axes | None = None,
+        *,
+        tpr: float | None = 0.95,
+        curve_kwargs: Mapping[str, Any] | None = None,
+    ) -> Self:
         """Draw the curves.
 
         Parameters
@@ -643,13 +690,15 @@ class DetectorComparisonDisplay:
         "detection_error": "detection error",
     }
 
-    def __init__(self, *, detectors, ood, values, metric="auroc"):
+    def __init__(
+        self, *, detectors: list[str], ood: list[str], values: np.ndarray, metric: str = "auroc"
+    ) -> None:
         self.detectors = detectors
         self.ood = ood
         self.values = values
         self.metric = metric
 
-    def plot(self, ax=None):
+    def plot(self, ax: Axes | None = None) -> Self:
         """Draw one row a detector, the best on top by the mean over OOD sets.
 
         Parameters
@@ -692,7 +741,7 @@ class DetectorComparisonDisplay:
         return self
 
     @classmethod
-    def from_frame(cls, frame, *, metric="auroc", ax=None):
+    def from_frame(cls, frame: Any, *, metric: str = "auroc", ax: Axes | None = None) -> Self:
         """Draw a table of results.
 
         Parameters
@@ -723,16 +772,16 @@ class DetectorComparisonDisplay:
     @classmethod
     def from_predictions(
         cls,
-        y_true,
-        y_scores,
+        y_true: Labels,
+        y_scores: Mapping[str, Scores],
         *,
-        metric="auroc",
-        ood_labels=None,
-        confidence_level=0.95,
-        n_resamples=500,
-        random_state=None,
-        ax=None,
-    ):
+        metric: str = "auroc",
+        ood_labels: Mapping[Any, str] | None = None,
+        confidence_level: float = 0.95,
+        n_resamples: int = 500,
+        random_state: RandomState = None,
+        ax: Axes | None = None,
+    ) -> Self:
         """Draw given scores of several detectors, with confidence intervals.
 
         Parameters
@@ -835,13 +884,20 @@ class PValueDisplay:
     'p-value t'
     """
 
-    def __init__(self, *, p_values, n_calibration=None, alpha=None, name=None):
+    def __init__(
+        self,
+        *,
+        p_values: np.ndarray,
+        n_calibration: int | None = None,
+        alpha: float | None = None,
+        name: str | None = None,
+    ) -> None:
         self.p_values = p_values
         self.n_calibration = n_calibration
         self.alpha = alpha
         self.name = name
 
-    def plot(self, ax=None, *, confidence_level=0.95):
+    def plot(self, ax: Axes | None = None, *, confidence_level: float = 0.95) -> Self:
         """Draw the shares and the band.
 
         Parameters
@@ -904,7 +960,16 @@ class PValueDisplay:
         return np.r_[0, levels, 1], np.r_[0, low / n_fresh, 1], np.r_[0, high / n_fresh, 1]
 
     @classmethod
-    def from_estimator(cls, estimator, X, y=None, *, name=None, ax=None, **options):
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: Inputs,
+        y: Labels | None = None,
+        *,
+        name: str | None = None,
+        ax: Axes | None = None,
+        **options: Any,
+    ) -> Self:
         """Draw the p-values that a fitted detector gives to fresh in-distribution rows.
 
         Parameters
@@ -943,8 +1008,15 @@ class PValueDisplay:
 
     @classmethod
     def from_predictions(
-        cls, p_values, *, n_calibration=None, alpha=None, name=None, ax=None, **options
-    ):
+        cls,
+        p_values: ArrayLike,
+        *,
+        n_calibration: int | None = None,
+        alpha: float | None = None,
+        name: str | None = None,
+        ax: Axes | None = None,
+        **options: Any,
+    ) -> Self:
         """Draw given p-values of fresh in-distribution rows.
 
         Parameters
@@ -1021,14 +1093,22 @@ class ScoreMapDisplay:
     'score (low: out-of-distribution)'
     """
 
-    def __init__(self, *, image, scores, threshold=None, name=None, score_name="score"):
+    def __init__(
+        self,
+        *,
+        image: np.ndarray,
+        scores: np.ndarray,
+        threshold: float | None = None,
+        name: str | None = None,
+        score_name: str = "score",
+    ) -> None:
         self.image = image
         self.scores = scores
         self.threshold = threshold
         self.name = name
         self.score_name = score_name
 
-    def plot(self, ax=None, *, cmap="viridis", alpha=0.65):
+    def plot(self, ax: Axes | None = None, *, cmap: str = "viridis", alpha: float = 0.65) -> Self:
         """Draw the image, the scores over it and the outline.
 
         Parameters
@@ -1078,7 +1158,15 @@ class ScoreMapDisplay:
         return self
 
     @classmethod
-    def from_estimator(cls, estimator, image, *, name=None, ax=None, **options):
+    def from_estimator(
+        cls,
+        estimator: Any,
+        image: ArrayLike,
+        *,
+        name: str | None = None,
+        ax: Axes | None = None,
+        **options: Any,
+    ) -> Self:
         """Draw the scores that a fitted detector gives to the pixels of an image.
 
         Parameters
@@ -1113,8 +1201,16 @@ class ScoreMapDisplay:
 
     @classmethod
     def from_predictions(
-        cls, image, scores, *, threshold=None, name=None, score_name="score", ax=None, **options
-    ):
+        cls,
+        image: ArrayLike,
+        scores: Scores,
+        *,
+        threshold: float | None = None,
+        name: str | None = None,
+        score_name: str = "score",
+        ax: Axes | None = None,
+        **options: Any,
+    ) -> Self:
         """Draw given scores.
 
         Parameters
