@@ -156,7 +156,7 @@ def draw(results):
     places = np.arange(len(names))
     axis.hlines(places, default, tuned, color="0.75", linewidth=2)
     axis.plot(best, places, "|", color="black", markersize=16, label="best in hindsight")
-    axis.plot(default, places, "o", color="#D55E00", markerfacecolor="white", label="default")
+    axis.plot(default, places, "o", color="#D55E00", mfc="white", markersize=9, label="default")
     axis.plot(tuned, places, "o", color="#0072B2", label="tuned on held-out digits")
     axis.set_yticks(places, names)
     axis.invert_yaxis()
@@ -184,9 +184,9 @@ def main():
 
 
 # %%
-# In the picture, tuning moves a parameter from the open circle to the blue one, and the bar is what
-# could be reached. Almost all there is to gain is ASH's, whose default is made for wide layers.
-# Where the network knows the digits that are held out, the search cannot see it.
+# In the picture, tuning goes from the open circle to the blue one; the upright stroke is what could
+# be reached. Almost all there is to gain is ASH's, whose default is made for wide layers, and on
+# the network that knows the held-out digits the search does not find it.
 if __name__ == "__main__":
     main()
     plt.show()

@@ -13,5 +13,5 @@ if __name__ == "__main__":
         made = runpy.run_path(str(folder.parents[1] / "examples" / f"{example}.py"))
         path = folder / f"{picture}.png"
         made[picture].figure_.savefig(path, dpi=120)
-        # 64 colours are enough, and a quarter of the bytes.
-        Image.open(path).convert("RGB").quantize(64).save(path, optimize=True)
+        # 256 colours are enough, and a third of the bytes.
+        Image.open(path).convert("RGB").quantize().save(path, optimize=True)
