@@ -168,7 +168,7 @@ def main():
     """Tune on each embedding with each seed."""
     parser = argparse.ArgumentParser(description="Choose parameters without one OOD row.")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--folds", type=int, default=3, help="6: one for each digit")
+    parser.add_argument("--folds", type=int, default=2, help="6: one for each digit")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", "The features are signed")
     results = {}
