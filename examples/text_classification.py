@@ -88,12 +88,15 @@ optimizer = torch.optim.AdamW(net.parameters(), lr=0.002, weight_decay=0.1)
 X_train, X_test = tokenize(rows[train]), tokenize(rows[test])
 inputs = {key: torch.from_numpy(values) for key, values in X_train.items()}
 labels = torch.from_numpy(y[train])
-for _ in range(10):
+n_steps = 8 * -(-len(labels) // 64)
+schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, total_iters=n_steps)
+for _ in range(8):
     for batch in torch.randperm(len(labels)).split(64):
         optimizer.zero_grad()
         part = {key: values[batch] for key, values in inputs.items()}
         net(**part, labels=labels[batch]).loss.backward()
         optimizer.step()
+        schedule.step()
 net.eval()
 with torch.no_grad():
     logits = net(**{key: torch.from_numpy(values) for key, values in X_test.items()}).logits
