@@ -1,6 +1,3 @@
-
-Choose k, percentile and reg_covar without one OOD row, and count what that costs.
-=======
 """Tuning without OOD rows, and what it costs
 ==========================================
 
