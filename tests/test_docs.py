@@ -1,0 +1,25 @@
+"""What the documentation tells to do, done to the letter."""
+
+import importlib
+import re
+import warnings
+from pathlib import Path
+
+from skood.testing import check_detector
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def test_adding_a_method(tmp_path, monkeypatch):
+    page = (DOCS / "developing" / "adding_a_method.md").read_text()
+    method, *_ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(method.splitlines()) < 60
+    (tmp_path / "method_of_the_page.py").write_text(method)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("method_of_the_page")
+    with warnings.catch_warnings():
+        # What a check cannot do here, such as a GPU's, is warned of.
+        warnings.simplefilter("ignore")
+        results = check_detector(module.CosineDetector())
+    statuses = [status for _, status in results]
+    assert statuses.count("passed") > 100 and set(statuses) == {"passed", "skipped"}
