@@ -8,6 +8,7 @@ from skood.detectors import (
     NNGuideDetector,
 )
 from skood.features import FeatureExtractor
+from skood.persistence import load, save
 
 __version__ = "0.1.0"
 
@@ -19,4 +20,6 @@ __all__ = [
     "NACDetector",
     "NNGuideDetector",
     "__version__",
+    "load",
+    "save",
 ]
