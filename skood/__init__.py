@@ -1,5 +1,6 @@
 """Deep out-of-distribution detection as scikit-learn estimators."""
 
+from skood._export import export
 from skood.detectors import (
     ASHDetector,
     GMMDetector,
@@ -20,6 +21,7 @@ __all__ = [
     "NACDetector",
     "NNGuideDetector",
     "__version__",
+    "export",
     "load",
     "save",
 ]
