@@ -3,7 +3,18 @@
 import subprocess
 import sys
 
-OPTIONAL = {"dask", "faiss", "matplotlib", "pandas", "polars", "skorch", "tqdm", "transformers"}
+OPTIONAL = {
+    "dask",
+    "faiss",
+    "matplotlib",
+    "onnxscript",
+    "pandas",
+    "polars",
+    "safetensors",
+    "skorch",
+    "tqdm",
+    "transformers",
+}
 
 
 def imported(statement):
