@@ -240,8 +240,8 @@ def _read(path):
                 raise ValueError("its header is longer than 16 MiB")
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            # Not views of the file, which may be replaced.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            # Views of the file: who keeps one copies it.
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         text = metadata["skood"]
         meta = json.loads(text)
         later = meta["format"] != FORMAT
@@ -260,6 +260,8 @@ def _reading(path):
     """Say which file is at fault, whatever damage or forgery brings about."""
     try:
         yield
+    except OSError:
+        raise
     except Exception as error:
         raise ValueError(f"{path} is damaged, or not from skood.save: {error!r:.300}") from error
 
@@ -270,7 +272,7 @@ def _restore(meta, params, model, tensors):
     if meta["model"] == "linear":
         rows, columns = weights["weight"].shape
         model = nn.Linear(columns, rows, bias="bias" in weights, device="meta")
-        model.load_state_dict(weights, assign=True)
+        model.load_state_dict({name: w.clone() for name, w in weights.items()}, assign=True)
         model.requires_grad_(False).eval()
     network = _decoded(meta["network"])
     for key in ("dtype", "input_dtype"):
@@ -410,5 +412,5 @@ def _with_weights(model, expected, tensors, path):
     twin = private_copy(module)
     with _reading(path):
         for name, tensor in (*twin.named_parameters(), *twin.named_buffers()):
-            tensor.data = tensors[name].to(tensor.device)
+            tensor.data = tensors[name].to(tensor.device, copy=True)
     return twin

@@ -51,10 +51,10 @@ def check(detector, path, format, X):
         np.testing.assert_array_equal(rows, before)
 
 
-# One for each way through the code: a graph of ONNX takes a second. `tests.shipping` has them all.
+# One of each: a graph of ONNX takes a second and more. `tests.shipping` has them all.
 IN_ONNX = [
-    *(SETTINGS[i] for i in (0, 2, 5, 6, 7, 11, 14, 15, 18)),
-    *(IN_NETWORKS[i] for i in (1, 3, 9)),
+    *(SETTINGS[i] for i in (0, 5, 6, 11, 14, 18)),
+    IN_NETWORKS[-1],
 ]
 
 
@@ -102,9 +102,8 @@ def test_what_differentiates_the_network(detector, images, path):
 def test_ties(path):
     rows = np.random.default_rng(0).integers(-2, 3, size=(60, 12)).astype(np.float32)
     for variant in "spb":
-        for head in (seeded(nn.Linear, 12, 3), seeded(nn.Linear, 12, 3, bias=False)):
-            detector = ASHDetector(head, variant=variant, percentile=0.6, random_state=0)
-            check(detector.fit(np.abs(rows)), path, "torch", rows)
+        detector = ASHDetector(seeded(nn.Linear, 12, 3), variant=variant, percentile=0.6)
+        check(detector.fit(np.abs(rows)), path, "torch", rows)
 
 
 def test_wide_gaussians(path, rng):

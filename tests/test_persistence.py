@@ -337,7 +337,7 @@ HOSTILE = {
     "layer": lambda meta, _: meta["network"].update(head_name="../../etc/passwd"),
     "network": lambda meta, _: meta.update(network=[]),
     "model": lambda meta, _: meta.update(model={"layers": 3}),
-    "no model": lambda meta, _: meta.pop("model"),
+    "no model": lambda meta, _: meta.__delitem__("model"),
     "labels": lambda meta, _: meta["fitted"].update(
         known_classes_={"dtype": "<U1000000000", "values": ["a"]}
     ),
@@ -403,6 +403,7 @@ def test_forged_values_do_not_crash(seed, iris, path):
     skood.save(SETTINGS[5 * seed].__sklearn_clone__().fit(*iris), path)
     content = path.read_bytes()
     for _ in range(150):
+        path.unlink()
         path.write_bytes(content)
         forge(path, change)
         try:
@@ -415,6 +416,9 @@ def test_what_is_no_file(tmp_path):
     for name in ("missing", ""):
         with pytest.raises(FileNotFoundError):
             skood.load(tmp_path / name)
+    (tmp_path / "empty").touch()
+    with pytest.raises(ValueError, match="empty is damaged"):
+        skood.load(tmp_path / "empty")
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
         with pytest.raises(FileNotFoundError):
