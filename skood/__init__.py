@@ -1,5 +1,6 @@
 """Deep out-of-distribution detection as scikit-learn estimators."""
 
+from skood._export import export
 from skood._versions import show_versions
 from skood.detectors import (
     ASHDetector,
@@ -9,6 +10,7 @@ from skood.detectors import (
     NNGuideDetector,
 )
 from skood.features import FeatureExtractor
+from skood.persistence import load, save
 
 __version__ = "0.1.0"
 
@@ -20,5 +22,8 @@ __all__ = [
     "NACDetector",
     "NNGuideDetector",
     "__version__",
+    "export",
+    "load",
+    "save",
     "show_versions",
 ]

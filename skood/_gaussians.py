@@ -187,6 +187,9 @@ def log_joint(rows, stacked, log_scales, margin, left_out=None):
     def few(pairs):
         return int(pairs.sum()) <= NEAR_SHARE * pairs.numel()
 
+    if torch.compiler.is_exporting():
+        white = rows @ stacked.flatten(1)
+        return values(squared_norms(white.view(-1, n_slices, n_classes, width)).sum(1))
     squares = shrink.new_zeros(len(rows), n_classes)
     white = rows.new_empty(len(rows), n_classes * width)
     for i in range(n_slices):
@@ -231,6 +234,9 @@ def squared_norms(vectors):
 
 def squared_distances(rows, means):
     """Return squared Euclidean distances (n_samples, K), as sums of squared differences."""
+    if torch.compiler.is_exporting():
+        # ONNX has no such distances.
+        return squared_norms(rows[:, None] - means)
     # |x|² - 2xμ + |μ|² would lose what is far smaller than |μ|².
     return torch.cdist(rows, means, compute_mode="donot_use_mm_for_euclid_dist").square()
 

@@ -305,6 +305,8 @@ class PerSampleGradientNorm(nn.Module):
         What the logits are divided by.
     """
 
+    not_exportable = "it differentiates the network. With params='head' GradNormDetector does not."
+
     def __init__(self, network, names, logits_grad, temperature):
         super().__init__()
 

@@ -141,5 +141,7 @@ def encode_labels(y, n_samples):
             )
         labels = np.asarray(labels.tolist())
     check_classification_targets(labels)
+    # torch takes no foreign byte order.
+    labels = labels.astype(labels.dtype.newbyteorder("="), copy=False)
     classes, codes = np.unique(labels, return_inverse=True)
     return rows, classes, codes.astype(np.int64)

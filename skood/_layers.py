@@ -106,6 +106,16 @@ class _Hooked(nn.Module):
             raise ValueError(f"The layer {name!r} was called twice in a pass. Name another layer.")
         self._calls.seen[name] = value
 
+    def _end(self, name, value):
+        """Keep what a layer gave, and end the pass."""
+        if torch.compiler.is_exporting():
+            # torch.export loses track of an ended pass. What follows it leaves out of the graph,
+            # but for what overwrites the value.
+            self._record(name, value.clone())
+        else:
+            self._record(name, value)
+            raise _Reached
+
     def _require(self, names):
         for name in names:
             if name not in self._calls.seen:
@@ -147,8 +157,8 @@ class HeadReader(_Hooked):
         self._on_input(name, self._hook)
 
     def _hook(self, features):
-        self._record(self.name, features)
-        raise _Reached
+        self._end(self.name, features)
+        return features
 
     def forward(self, x):
         """Return features."""
@@ -179,8 +189,7 @@ class LayerReader(_Hooked):
     def _hook(self, output):
         features = at_least_float32(pool(output, self.how))
         if not self.with_logits:
-            self._record(self.name, features)
-            raise _Reached
+            return self._end(self.name, features)
         # An in-place operation may follow and overwrite what was not reduced.
         self._record(self.name, features.clone() if features is output else features)
 
@@ -232,6 +241,8 @@ class GradientTaps(_Hooked):
     combine : callable
         Maps (output, gradient) of a layer to a tensor of shape (n_samples, n_neurons).
     """
+
+    not_exportable = "it differentiates the network. Without `layers` NACDetector does not."
 
     def __init__(self, network, names, head_name, combine):
         super().__init__(network)

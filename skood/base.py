@@ -363,8 +363,9 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         """Return a copy that takes X of another array library or device."""
         moved = type(self).__new__(type(self))
         moved.__setstate__(self.__getstate__())
-        if hasattr(self, "known_classes_") and self.known_classes_.dtype.kind not in "OU":
-            moved.known_classes_ = converter(self.known_classes_)
+        classes = getattr(self, "known_classes_", None)
+        if classes is not None and move_to_numpy(classes).dtype.kind not in "OU":
+            moved.known_classes_ = converter(classes)
         moved._namespace, moved._native_device = namespace_of(converter(np.empty(0)))
         return moved
 

@@ -45,6 +45,7 @@ from skood import (
     NACDetector,
     NNGuideDetector,
 )
+from skood._compat import move_estimator_to
 from skood.metrics import auroc_score
 from skood.testing import parametrize_with_detector_checks
 
@@ -682,3 +683,20 @@ def test_resnet_blocks_for_every_detector(rng):
         NNGuideDetector(net, "layer3", k=2),
     ):
         assert np.isfinite(detector.fit(X, y).score_samples(X)).all()
+
+
+@pytest.mark.parametrize("dtype", [">i4", ">f8"])
+def test_labels_of_foreign_byte_order(dtype, iris):
+    X, y = iris
+    detector = GMMDetector().fit(X, y.astype(dtype))
+    assert detector.known_classes_.tolist() == [0, 1, 2]
+    assert detector.score(X, np.where(y == 2, -1, y).astype(dtype)) > 0.9
+
+
+def test_a_detector_fitted_on_tensors_moves_to_numpy(iris):
+    X, y = iris
+    with config_context(array_api_dispatch=True):
+        detector = GMMDetector().fit(torch.tensor(X), torch.tensor(y))
+        moved = move_estimator_to(detector, np, "cpu")
+        assert isinstance(moved.known_classes_, np.ndarray)
+        np.testing.assert_array_equal(moved.predict(X), detector.predict(torch.tensor(X)).numpy())

@@ -6,7 +6,18 @@ from importlib.metadata import version
 
 import skood
 
-OPTIONAL = {"dask", "faiss", "matplotlib", "pandas", "polars", "skorch", "tqdm", "transformers"}
+OPTIONAL = {
+    "dask",
+    "faiss",
+    "matplotlib",
+    "onnxscript",
+    "pandas",
+    "polars",
+    "safetensors",
+    "skorch",
+    "tqdm",
+    "transformers",
+}
 
 
 def imported(statement):

@@ -8,7 +8,7 @@ import pytest
 MODULES = [
     *("skood", "skood.base", "skood.benchmark", "skood.calibration", "skood.datasets"),
     *("skood.ensemble", "skood.functional", "skood.metrics", "skood.model_selection"),
-    *("skood.open_set", "skood.plots", "skood.testing"),
+    *("skood.open_set", "skood.persistence", "skood.plots", "skood.testing"),
 ]
 
 

@@ -46,6 +46,8 @@ def largest_mask(x, percentile, zeros=True):
     """
     width = x.shape[1]
     k = max(1, width - int(np.round(width * percentile)))
+    if torch.compiler.is_exporting():
+        return first_largest(x, x.topk(k, dim=1).values[:, -1:], k)
     # numpy sorts 4 to 5 times as fast as torch's kthvalue or topk finds the threshold.
     ordered = (
         torch.from_numpy(np.sort(x.detach().numpy(), axis=1)) if x.is_cpu else x.sort(dim=1).values
@@ -59,10 +61,14 @@ def largest_mask(x, percentile, zeros=True):
         tied &= threshold != 0
     tied = tied.nonzero()[:, 0]
     if len(tied):
-        rows, at = x[tied], threshold[tied]
-        above, equal = rows > at, rows == at
-        mask[tied] = above | (equal & (equal.cumsum(1) <= k - above.sum(1, keepdim=True)))
+        mask[tied] = first_largest(x[tied], threshold[tied], k)
     return mask
+
+
+def first_largest(x, threshold, k):
+    """Find the k largest of each row by the k-th (n_samples, 1); of equal ones the first."""
+    above, equal = x > threshold, x == threshold
+    return above | (equal & (equal.cumsum(1) <= k - above.sum(1, keepdim=True)))
 
 
 def sharpening(x, kept, bound):
@@ -111,7 +117,8 @@ def binarize(x, mask):
 def score_logits(logits, logit_score):
     """Return the scores of logits, or raise if a callable gives anything but one score a row."""
     scores = logit_score(logits)
-    expected = (len(logits), *logits.shape[2:])
+    # len would be a constant to torch.export.
+    expected = (logits.shape[0], *logits.shape[2:])
     is_floating = isinstance(scores, torch.Tensor) and scores.is_floating_point()
     if not is_floating or scores.shape != expected:
         found = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__

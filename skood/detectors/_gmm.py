@@ -146,6 +146,8 @@ class GMMScorer(LearningScorer):
 
     def forward(self, features):
         """Score features of shape (n_samples, D)."""
+        if torch.compiler.is_exporting():
+            return self._combine(self._joint(features))
         scores = self.means.new_empty(len(features))
         n_rows = self._block_rows()
         # Written in place: small results that are kept between large ones leave holes in memory.
@@ -179,6 +181,8 @@ class GMMScorer(LearningScorer):
         if self.covariance_type == "spherical":
             distances = squared_distances(rows, self.means) * self.factors[:, 0].square()
             return scales - distances / 2
+        if torch.compiler.is_exporting():
+            return scales - squared_norms((rows[:, None] - self.means) * self.factors) / 2
         n_rows = max(1, DIAG_BLOCK_BYTES // (8 * self.means.numel()))
         distances = rows.new_empty(len(rows), len(self.means))
         for part, block in zip(distances.split(n_rows), rows.split(n_rows), strict=True):

@@ -92,12 +92,12 @@ class NACScorer(LearningScorer):
         super().__init__()
         self.head, self.n_layers = head, n_layers
         self.bins, self.n_bins, self.alpha, self.o_star = bins, n_bins, alpha, o_star
-        self.register_buffer("edges", bin_edges(bins, n_bins))
-        for name in ("alphas", "o_stars", "weights", "counts"):
+        for name in ("edges", "alphas", "o_stars", "weights", "counts"):
             self.register_buffer(name, None)
 
     def start(self, training):
         """Set each neuron's alpha and o_star, from a pilot sample where they are "auto"."""
+        self.edges = bin_edges(self.bins, self.n_bins).to(training.device)
         pilot = self._products(training.sample(PILOT_ROWS))
         widths = [p.shape[1] for p in pilot]
         alphas = [

@@ -142,6 +142,8 @@ class NNGuideScorer(LearningScorer):
         super().__init__()
         self.head, self.k, self.energy_weighted = head, k, energy_weighted
         self.bank_size, self.index = bank_size, index
+        if index != "exact":
+            self.not_exportable = f"index={index!r} is searched by faiss. Use index='exact'."
         self.register_buffer("bank", None)
         # Instead of the bank: a faiss index, written out.
         self.register_buffer("index_bytes", None)
@@ -182,6 +184,9 @@ class NNGuideScorer(LearningScorer):
 
     def _guidance(self, directions, k, own=None):
         """Return the mean of the k largest inner products with the bank."""
+        if torch.compiler.is_exporting():
+            best = (directions @ self.bank.T).topk(min(k, len(self.bank)), sorted=False).values
+            return best.mean(1, dtype=torch.float64)
         if self.index == "exact":
             return mean_of_largest(directions, self.bank, min(k, len(self.bank)), own)
         if own is None:

@@ -1,0 +1,187 @@
+"""Exported graphs give what the detector gives, on batches of any size."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from sklearn.base import clone
+from sklearn.pipeline import make_pipeline
+from torch import nn
+
+import skood
+from skood import (
+    ASHDetector,
+    FeatureExtractor,
+    GMMDetector,
+    GradNormDetector,
+    NACDetector,
+    NNGuideDetector,
+)
+from tests.detectors import IN_NETWORKS, SETTINGS, name_of
+from tests.networks import SmallCNN, seeded
+from tests.shipping import run_graph
+
+# They differentiate the network in the middle.
+DIFFERENTIATE = [
+    detector
+    for detector in IN_NETWORKS
+    if getattr(detector, "params", "head") == "all" or getattr(detector, "layers", None)
+]
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Return where to export to."""
+    return tmp_path / "graph"
+
+
+def check(detector, path, format, X):
+    """Export by a few rows, and compare on more and on one."""
+    skood.export(detector, path, X[:2], format=format)
+    run = run_graph(path, format)
+    for rows in (X, X[:1]):
+        before = rows.copy()
+        score, decision = run(rows)
+        expected = detector.score_samples(rows)
+        assert score.dtype == decision.dtype == expected.dtype
+        assert_allclose(score, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+        assert_allclose(decision, score - detector.offset_, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(rows, before)
+
+
+# One of each: a graph of ONNX takes a second and more. `tests.shipping` has them all.
+IN_ONNX = [
+    *(SETTINGS[i] for i in (0, 5, 6, 11, 14, 18)),
+    IN_NETWORKS[-1],
+]
+
+
+def onnx_only_where_installed(format):
+    """Skip where a format cannot be written and run."""
+    if format == "onnx":
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+
+
+def in_formats(detectors):
+    """Parametrize a test by detectors and formats."""
+    cases = [(detector, "torch") for detector in detectors]
+    cases += [(detector, "onnx") for detector in detectors if detector in IN_ONNX]
+    ids = [f"{name_of(detector)}-{format}" for detector, format in cases]
+    return pytest.mark.parametrize(("detector", "format"), cases, ids=ids)
+
+
+@in_formats(SETTINGS)
+def test_on_features(detector, format, iris, path, rng):
+    onnx_only_where_installed(format)
+    X, y = iris
+    dtype = np.float32 if detector.batch_size else np.float64
+    detector = clone(detector).fit(X.astype(dtype), y)
+    check(detector, path, format, rng.uniform(0, 9, size=(41, 4)).astype(dtype))
+
+
+@in_formats([detector for detector in IN_NETWORKS if detector not in DIFFERENTIATE])
+def test_in_networks(detector, format, images, path, rng):
+    onnx_only_where_installed(format)
+    X, y = images
+    detector = clone(detector).set_params(model=seeded(SmallCNN)).fit(X, y)
+    check(detector, path, format, rng.normal(size=(17, 1, 8, 8)).astype(np.float32))
+
+
+@pytest.mark.parametrize("detector", DIFFERENTIATE, ids=name_of)
+def test_what_differentiates_the_network(detector, images, path):
+    X, y = images
+    detector = clone(detector).set_params(model=seeded(SmallCNN)).fit(X, y)
+    with pytest.raises(TypeError, match="cannot be exported as it is: it differentiates"):
+        skood.export(detector, path, X)
+    assert not path.exists()
+
+
+def test_ties(path):
+    rows = np.random.default_rng(0).integers(-2, 3, size=(60, 12)).astype(np.float32)
+    for variant in "spb":
+        detector = ASHDetector(seeded(nn.Linear, 12, 3), variant=variant, percentile=0.6)
+        check(detector.fit(np.abs(rows)), path, "torch", rows)
+
+
+def test_wide_gaussians(path, rng):
+    # More features than a slice of the factors has columns.
+    X, y = rng.normal(size=(400, 70)), np.arange(400) % 3
+    check(GMMDetector().fit(X + 2 * y[:, None], y), path, "torch", X[:50])
+
+
+def test_a_network_in_another_dtype(images, path):
+    X, y = images
+    check(GMMDetector(seeded(SmallCNN).double(), reg_covar=0.1).fit(X, y), path, "torch", X)
+    X = X.astype(np.float64)
+    check(NNGuideDetector(seeded(SmallCNN), k=3).fit(X, y), path, "torch", X)
+
+
+@pytest.mark.parametrize("format", ["torch", "onnx"])
+def test_named_inputs(format, path, rng):
+    onnx_only_where_installed(format)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.fc = nn.Embedding(9, 6), nn.Linear(6, 3)
+
+        def forward(self, ids, mask):
+            return {"logits": self.fc((self.embed(ids) * mask[..., None]).mean(1))}
+
+    X = {"ids": rng.integers(0, 9, (30, 5)), "mask": np.ones((30, 5), np.float32)}
+    detector = NNGuideDetector(Net(), k=3).fit(X)
+    skood.export(detector, path, {name: part[:1] for name, part in X.items()}, format=format)
+    if format == "torch":
+        module = torch.export.load(path).module()
+        score, _ = module({name: torch.as_tensor(part) for name, part in X.items()})
+        score = score.numpy()
+    else:
+        score = pytest.importorskip("onnxruntime").InferenceSession(path).run(None, X)[0]
+    assert_allclose(score, detector.score_samples(X), rtol=1e-5)
+
+
+def test_maps_of_scores(path, rng):
+    net = seeded(nn.Sequential, nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 3, 1))
+    X = rng.normal(size=(12, 1, 8, 8)).astype(np.float32)
+    for detector in (ASHDetector(net), GradNormDetector(net)):
+        check(detector.fit(X), path, "torch", X)
+
+
+def test_what_is_no_detector(iris, path):
+    for estimator in (FeatureExtractor(), make_pipeline(GMMDetector())):
+        with pytest.raises(TypeError, match="cannot be exported"):
+            skood.export(estimator.fit(*iris), path, iris[0])
+    detector = NACDetector().fit(*iris)
+    with pytest.raises(ValueError, match="format must be"):
+        skood.export(detector, path, iris[0], format="jit")
+    with pytest.raises(ValueError, match="features"):
+        skood.export(detector, path, iris[0][:, :3])
+    with pytest.raises(TypeError, match="array"):
+        skood.export(detector, path, torch.utils.data.TensorDataset(torch.tensor(iris[0])))
+
+
+def test_a_network_that_cannot_be_traced(images, path):
+    class Branching(SmallCNN):
+        def forward(self, x):
+            return super().forward(x if x.mean() > 0 else -x)
+
+    X, y = images
+    detector = GMMDetector(seeded(Branching), reg_covar=0.1).fit(X, y)
+    with pytest.raises(ValueError, match="cannot trace GMMDetector"):
+        skood.export(detector, path, X)
+
+
+def test_faiss(iris, path):
+    pytest.importorskip("faiss")
+    detector = NNGuideDetector(index="Flat").fit(*iris)
+    with pytest.raises(TypeError, match="searched by faiss"):
+        skood.export(detector, path, iris[0])
+
+
+def test_without_onnxscript(iris, path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ImportError, match="pip install onnxscript"):
+        skood.export(GMMDetector().fit(*iris), path, iris[0], format="onnx")
