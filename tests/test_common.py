@@ -688,9 +688,10 @@ def test_resnet_blocks_for_every_detector(rng):
 @pytest.mark.parametrize("dtype", [">i4", ">f8"])
 def test_labels_of_foreign_byte_order(dtype, iris):
     X, y = iris
-    detector = GMMDetector().fit(X, y.astype(dtype))
-    assert detector.known_classes_.tolist() == [0, 1, 2]
-    assert detector.score(X, np.where(y == 2, -1, y).astype(dtype)) > 0.9
+    labels = np.where(y == 2, -1, y).astype(dtype)
+    detector = GMMDetector().fit(X, labels)
+    assert detector.known_classes_.tolist() == [0, 1]
+    assert detector.score(X, labels) > 0.9
 
 
 def test_a_detector_fitted_on_tensors_moves_to_numpy(iris):
