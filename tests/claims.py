@@ -15,6 +15,7 @@ from sklearn.ensemble import IsolationForest
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
+from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
@@ -36,10 +37,10 @@ from tests.references import (
 
 N_SEEDS = 5
 DETECTORS = [
-    ASHDetector(),
+    ASHDetector(random_state=0),
     GMMDetector(),
-    GradNormDetector(),
-    NACDetector(),
+    GradNormDetector(random_state=0),
+    NACDetector(random_state=0),
     NNGuideDetector(random_state=0),
 ]
 NAMED = [(type(detector).__name__, detector) for detector in DETECTORS]
@@ -193,7 +194,7 @@ def nac_steepness():
     """Compare what "auto" measures with the authors' settings for a wide last layer."""
     values, saturated = [], []
     for X, y, fresh, ood in small_tasks():
-        pair = [NACDetector(), NACDetector(alpha=100, o_star=50)]
+        pair = [NACDetector(random_state=0), NACDetector(alpha=100, o_star=50, random_state=0)]
         for nac in pair:
             nac.fit(X, y)
         values += zip(*[aurocs(nac.score_samples, fresh, ood) for nac in pair], strict=True)
@@ -206,12 +207,13 @@ def nac_steepness():
 
 
 def softmax_of_unseen_digits():
-    """Ask a softmax about what it has never seen."""
+    """Ask the softmax of a plain network about what it has never seen."""
     shares = []
     for seed in range(N_SEEDS):
-        probabilities = network(seed).predict_proba(digits(seed).ood["near"])
-        shares.append((probabilities.max(1) > 0.99).mean())
-    yield "unseen digits with a probability above .99", f"{np.mean(shares):.0%}"
+        data = digits(seed, as_images=False)
+        net = MLPClassifier(max_iter=500, random_state=seed).fit(data.X_train, data.y_train)
+        shares.append((net.predict_proba(data.ood["near"]).max(1) > 0.9).mean())
+    yield "unseen digits with a probability above .9", f"{np.mean(shares):.0%}"
 
 
 def rows_of_training():
@@ -262,13 +264,13 @@ def calibrated_digits():
         yield f"mean of 20 splits, {name}", figures
 
 
-def calibration_methods(n_draws=200):
+def calibration_methods(n_draws=100):
     """Calibrate on 200 rows in each way."""
     detectors = [
         GMMDetector(),
         NNGuideDetector(random_state=0),
-        GradNormDetector(),
-        NACDetector(),
+        GradNormDetector(random_state=0),
+        NACDetector(random_state=0),
         IsolationForest(n_estimators=20, contamination=0.05, random_state=0),
     ]
     for detector in detectors:
