@@ -146,7 +146,7 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
     one could tell which are which. This fails, and false alarms rise, if the detector **or its
     network** has learned from the calibration rows but not from the fresh ones, and if the fresh
     rows come from another time, place or camera. Calibrate on rows that the network was not
-    trained on: with rows of its training 5 % became 14 to 17 % for every detector and method.
+    trained on: with rows of its training 5 % became 6.8 to 8.8 % over the five detectors.
 
     Parameters
     ----------
@@ -165,13 +165,13 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
           folds, all of which are kept; a row is compared to each fold under the detector of that
           fold (cross+). For rows too few to be split. Fitting and scoring take as many times as
           long as there are folds. Guaranteed is about :math:`P(p \le t) \le 2t`. Measured at 5 %:
-          4.8 to 5.0 % with 600 rows; less where detectors differ from fold to fold, down to 3.0 %
+          4.8 to 5.0 % with 600 rows; less where detectors differ from fold to fold, down to 2.8 %
           for a forest of 20 trees on 200 rows.
         - "loo": all, each scored in closed form as if one detector, fitted on all rows, had not
           learned from it. For skood's detectors, and as fast as fitting one. Exact for
           `ASHDetector` and `GradNormDetector` on a trained network, which learn nothing from rows;
-          for the others there is no guarantee, and 5.0 to 5.2 % was measured at 5 %. What ``fit``
-          trains as `model` is not left out: with the head of ``model=None`` 5.6 % was measured.
+          for the others there is no guarantee: 5.4 % was measured for Gaussians at 5 %. What ``fit``
+          trains as `model` is not left out: with the head of ``model=None`` it was 5.5 to 5.7 %.
     calibration_size : float or int, default=0.2
         The share or number of rows that are held out at a time.
     alpha : float, default=0.05

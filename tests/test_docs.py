@@ -7,7 +7,8 @@ from pathlib import Path
 
 from skood.testing import check_detector
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 
 
 def test_adding_a_method(tmp_path, monkeypatch):
@@ -23,3 +24,12 @@ def test_adding_a_method(tmp_path, monkeypatch):
         results = check_detector(module.CosineDetector())
     statuses = [status for _, status in results]
     assert statuses.count("passed") > 100 and set(statuses) == {"passed", "skipped"}
+
+
+def test_claims_that_pages_name():
+    """Each is one that the command knows, and it knows no claim that no page names."""
+    pages = " ".join(page.read_text() for page in (ROOT / "README.md", *DOCS.glob("**/*.md")))
+    commands = re.findall(r"python\s+-m\s+tests\.claims([\w\s]*)`", pages)
+    script = (ROOT / "tests" / "claims.py").read_text()
+    claims = re.findall(r"\w+(?=,)", re.search(r"CLAIMS = \[(.*?)\]", script, re.DOTALL)[1])
+    assert set(" ".join(commands).split()) == set(claims)

@@ -297,8 +297,8 @@ class GMMDetector(BaseDetector):
         A covariance matrix for each class, one shared by all, the diagonals, or the mean of the
         diagonals.
     reg_covar : "auto" or float, default="auto"
-        The ridge on the diagonals. "auto" is 0.01 times the mean within-class variance, better
-        than pytorch-ood's 1e-6 in 88 % of 100 tasks and independent of scale. 0 is allowed.
+        The ridge on the diagonals. "auto" is 0.01 times the mean within-class variance, which
+        does not depend on the scale, as pytorch-ood's 1e-6 does. 0 is allowed.
     criterion : {"log_likelihood", "mahalanobis"}, default="log_likelihood"
         "mahalanobis" is minus the smallest squared Mahalanobis distance divided by the number of
         features, what pytorch-ood's ``GMM`` computes; with "tied" the detector of Lee et al.
@@ -338,7 +338,7 @@ class GMMDetector(BaseDetector):
     fewer rows than features and no ridge, gets a larger ridge and a warning. For the threshold
     each training row is scored without itself, exactly but for the ridge of "auto", which is kept:
     a full covariance remembers its rows so well that a threshold on the plain scores called
-    60-100 % of fresh digits out-of-distribution.
+    49 % of fresh digits out-of-distribution.
 
     Full covariances are compared in coordinates where their mean is the identity. There float32
     features are scored in float32, up to 1e-5 of the score (or of the number of features, where

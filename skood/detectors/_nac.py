@@ -198,7 +198,7 @@ class NACDetector(BaseDetector):
         The steepness, or one a layer. "auto" is 0.5 / the standard deviation of
         :math:`z \odot \partial \mathrm{KL} / \partial z` over up to 1000 training rows, 3 / it
         for geometric bins: a fixed value depends on the scale and width of the network (with 100,
-        28-77 % of the states saturated).
+        60-96 % of the states saturated).
     o_star : "auto", float, or list of these, default="auto"
         The count that covers a bin, or one a layer. "auto" is min(50, max(1, n / n_bins)).
     bins : {"log", "geometric"}, default="log"
