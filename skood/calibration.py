@@ -170,8 +170,8 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
         - "loo": all, each scored in closed form as if one detector, fitted on all rows, had not
           learned from it. For skood's detectors, and as fast as fitting one. Exact for
           `ASHDetector` and `GradNormDetector` on a trained network, which learn nothing from rows;
-          for the others there is no guarantee: 5.4 % was measured for Gaussians at 5 %. What ``fit``
-          trains as `model` is not left out: with the head of ``model=None`` it was 5.5 to 5.7 %.
+          for the others there is no guarantee: 5.4 % was measured for Gaussians at 5 %. What
+          ``fit`` trains as `model` is not left out: with the head of ``model=None`` it was 5.5 to 5.7 %.
     calibration_size : float or int, default=0.2
         The share or number of rows that are held out at a time.
     alpha : float, default=0.05
