@@ -171,7 +171,8 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
           learned from it. For skood's detectors, and as fast as fitting one. Exact for
           `ASHDetector` and `GradNormDetector` on a trained network, which learn nothing from rows;
           for the others there is no guarantee: 5.4 % was measured for Gaussians at 5 %. What
-          ``fit`` trains as `model` is not left out: with the head of ``model=None`` it was 5.5 to 5.7 %.
+          ``fit`` trains as `model` is not left out: with the head of ``model=None`` it was 5.5 to
+          5.7 %.
     calibration_size : float or int, default=0.2
         The share or number of rows that are held out at a time.
     alpha : float, default=0.05
