@@ -8,6 +8,7 @@ chooses them: rows labelled -1 are left out by `fit` and counted as OOD by `scor
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline
 
@@ -15,6 +16,9 @@ from skood import ASHDetector, FeatureExtractor, NNGuideDetector
 from skood.benchmark import train_digits_network
 from skood.datasets import load_digits_ood
 from skood.metrics import auroc_score
+
+# Batches this small gain nothing from a second thread.
+torch.set_num_threads(1)
 
 data = load_digits_ood(random_state=0)
 net = train_digits_network(data.X_train, data.y_train, seed=0, max_epochs=30).module_

@@ -18,6 +18,9 @@ from skood.datasets import load_digits_ood
 from skood.metrics import auroc_score, segmentation_score
 from skood.plots import ScoreMapDisplay
 
+# Batches this small gain nothing from a second thread.
+torch.set_num_threads(1)
+
 # %%
 # Images of 4x4 handwritten digits, each pixel of ink with the class of its digit and the paper a
 # class of its own. The network learns from sheets of the digits 0 to 5; the sheets to be judged

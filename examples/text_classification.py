@@ -23,6 +23,9 @@ from skood.benchmark import default_baselines
 from skood.metrics import auroc_score
 from skood.plots import DetectorComparisonDisplay
 
+# Batches this small gain nothing from a second thread.
+torch.set_num_threads(1)
+
 # %%
 # Real text that is on every machine which runs this: the docstrings of installed packages, cut into
 # paragraphs of 12 words or more. A paragraph that two packages share is left out.
