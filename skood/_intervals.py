@@ -250,6 +250,12 @@ CURVE_METRICS = {
 }
 
 
+def difference(values):
+    """Return the values of one detector, or those of the first of two less the second's."""
+    values = np.asarray(values)
+    return values[0] if len(values) == 1 else values[0] - values[1]
+
+
 def draw(rng, n, n_replicates):
     """Return how often each of n rows is drawn when n are drawn with replacement."""
     rows = rng.integers(max(n, 1), size=(n_replicates, n))
@@ -352,5 +358,5 @@ def image_errors(names, kinds, scores, n_resamples, rng):
         drawn = (inside[:, -1] > 0) & (outside[:, -1] > 0)
         with np.errstate(invalid="ignore", divide="ignore"):
             values.append([np.where(drawn, CURVE_METRICS[name](curve), np.nan) for name in names])
-    values = np.array(values[0] if len(values) == 1 else np.subtract(*map(np.array, values)))
+    values = difference(values)
     return np.sqrt(np.nanmean((values[:, 1:] - values[:, :1]) ** 2, axis=1))

@@ -38,7 +38,13 @@ from skood.metrics import (
     confidence_interval,
     fpr_at_tpr_score,
 )
-from skood.plots import REJECTED, OODRocCurveDisplay, ScoreHistogramDisplay, import_matplotlib
+from skood.plots import (
+    REJECTED,
+    OODRocCurveDisplay,
+    ScoreHistogramDisplay,
+    _labelled,
+    import_matplotlib,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -315,9 +321,7 @@ class Result:
 
     def labelled(self, kind: str) -> tuple[np.ndarray, np.ndarray]:
         """Return 1 or -1 for each in-distribution row and each of an OOD set, and their scores."""
-        ood = self.ood_scores[kind]
-        y = np.repeat([1, -1], [len(self.scores), len(ood)])
-        return y, np.concatenate([self.scores, ood])
+        return _labelled(self.scores, self.ood_scores[kind])
 
     @property
     def mean_auroc(self) -> float:

@@ -748,6 +748,11 @@ def _values(names, y_true, y_pred, y_score):
     return np.array(values)
 
 
+def _generator(random_state):
+    """Return numpy's generator for what scikit-learn calls a random state."""
+    return np.random.default_rng(check_random_state(random_state).randint(2**31))
+
+
 def _map_statistics(names, y_true, y_scores, average, n_resamples, random_state):
     """Return metrics of label maps, or differences of two, their errors and numbers of images."""
     maps = [_check_maps(y_true, y_score, average) for y_score in y_scores]
@@ -755,7 +760,7 @@ def _map_statistics(names, y_true, y_scores, average, n_resamples, random_state)
     metrics = [_METRICS[name][0] for name in names]
     if average == "images":
         values = [[_image_values(metric, kinds, score) for metric in metrics] for score in scores]
-        values = values[0] if len(values) == 1 else np.subtract(*map(np.array, values))
+        values = _intervals.difference(values)
         n_images = len(values[0])
         errors = np.std(values, axis=1, ddof=1) / np.sqrt(n_images) if n_images > 1 else [0.0]
         values = np.mean(values, axis=1)
@@ -763,10 +768,10 @@ def _map_statistics(names, y_true, y_scores, average, n_resamples, random_state)
         values = [
             [metric(kinds[kinds != 0], score[kinds != 0]) for metric in metrics] for score in scores
         ]
-        values = np.array(values[0]) if len(values) == 1 else np.subtract(*values)
+        values = _intervals.difference(values)
         n_images, errors = len(kinds), [0.0]
         if n_images > 1 and not np.isnan(values).any():
-            rng = np.random.default_rng(check_random_state(random_state).randint(2**31))
+            rng = _generator(random_state)
             errors = _intervals.image_errors(names, kinds, scores, n_resamples, rng)
     errors = np.broadcast_to(errors, len(names))
     return values, dict(zip(names, errors, strict=True)), dict.fromkeys(names, n_images)
@@ -815,14 +820,13 @@ def _standard_errors(names, values, y_true, y_preds, y_scores, n_resamples, rand
         errors["auroc"] = _intervals.delong_error(list(difference))
     replicates = {}
     if defined:
-        rng = np.random.default_rng(check_random_state(random_state).randint(2**31))
+        rng = _generator(random_state)
     if "fpr95" in defined and len(scores) == 1:
         replicates["fpr95"] = _intervals.resample_fpr95(inside, *scores, n_resamples, rng)
     resampled = [name for name in defined if name not in replicates]
     if resampled:
         drawn = _intervals.resample(resampled, inside, corrects, scores, n_resamples, rng)
-        drawn = drawn[0] if len(scores) == 1 else drawn[0] - drawn[1]
-        replicates.update(zip(resampled, drawn, strict=True))
+        replicates.update(zip(resampled, _intervals.difference(drawn), strict=True))
     for name, drawn in replicates.items():
         # Deviations from the value, not from their mean, count the bias of a minimum: 1 to 3 %
         # more coverage of the detection error.
