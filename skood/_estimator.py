@@ -77,13 +77,25 @@ class NetworkEstimator(ModuleSharing, PrintsNetworks):
             raise ValueError(f"device={self.device!r} cannot be used here: {error}") from error
         return device
 
-    def _source(self, X, y):
-        """Return the rows and labels of ``fit``."""
+    def _source(self, X, y, first=True, least=None):
+        """Return the rows and labels to learn from; of the first also what later ones are held to.
+
+        A method needs at least two of them, or in later pieces `least`.
+        """
+        if first and self._fits_model:
+            least = None
         if not is_stream(X):
-            return LabelledRows(Rows(self, X, reset=True, min_samples=self._min_samples), y)
-        stream = Stream(self, X, y, batch_size=self.batch_size, reset=True)
-        fits_model = self._needs_logits if self.model is None else not is_trained(self.model)
-        return stream.gather() if fits_model else stream
+            n_least = self._min_samples if least is None else 1
+            rows = Rows(self, X, reset=first, min_samples=n_least)
+            return LabelledRows(rows, y, 2 if least is None else least)
+        least = self._min_samples if least is None else least
+        stream = Stream(self, X, y, batch_size=self.batch_size, reset=first, least=least)
+        return stream.gather() if first and self._fits_model else stream
+
+    @property
+    def _fits_model(self):
+        """True when ``fit`` fits a network, or a head for ``model=None``."""
+        return self._needs_logits if self.model is None else not is_trained(self.model)
 
     def _check_rows(self, X, method, y=None):
         """Validate the rows of X in another public method."""
@@ -103,6 +115,11 @@ class NetworkEstimator(ModuleSharing, PrintsNetworks):
                 f"{self._namespace} on {self._native_device}, got {rows.namespace} on "
                 f"{rows.native_device}."
             )
+        self._check_fits(rows)
+        return rows
+
+    def _check_fits(self, rows):
+        """Raise unless rows have the shape of those of ``fit``; warn of changed weights."""
         if rows.row_shape != self._row_shape:
             raise ValueError(
                 f"X has rows of shape {rows.row_shape}, but {type(self).__name__} is expecting "
@@ -113,7 +130,6 @@ class NetworkEstimator(ModuleSharing, PrintsNetworks):
                 f"The network was trained further after {type(self).__name__}.fit: what was "
                 "fitted no longer goes with its weights. Fit again."
             )
-        return rows
 
     def _inputs(self, rows):
         """Yield what the scorer takes, batch by batch, with a progress bar where `verbose`."""
@@ -150,12 +166,12 @@ class NetworkEstimator(ModuleSharing, PrintsNetworks):
         return Network(module, device, source.dtype, sample=source.head(2)), model_
 
     @contextlib.contextmanager
-    def _fitting(self, X, y):
+    def _fitting(self, X, y, **how):
         """Validate X and compute on it; a failure leaves what was fitted before."""
         before = {name: vars(self)[name] for name in ROW_ATTRIBUTES if name in vars(self)}
         try:
             with computing():
-                yield self._source(X, y)
+                yield self._source(X, y, **how)
         except BaseException:
             for name in ROW_ATTRIBUTES:
                 vars(self).pop(name, None)

@@ -6,6 +6,8 @@ import os
 import torch
 from torch import nn
 
+from skood._states import State
+
 # White dimensions of each class in one product. Of 256 a width of 64 multiplies .63 of all, 32
 # .56; 16 gains no more.
 SLICE_COLUMNS = 32
@@ -17,7 +19,7 @@ LARGEST_STRETCH = 300
 FAR = 1e10
 
 
-class ClassMoments:
+class ClassMoments(State):
     """Counts, means and within-class scatters, updated by Chan's pairwise formula in float64.
 
     Sums of squares would lose everything at an offset: (x - mean)² of data at 1000 standard
@@ -37,13 +39,14 @@ class ClassMoments:
         def zeros(*size):
             return torch.zeros(size, dtype=torch.float64, device=device)
 
+        size = (n_features,) if shape == "diag" else (n_features, n_features)
+        super().__init__(
+            ("counts", "means", *(() if shape == "tied" else ("scatters",))),
+            counts=zeros(n_classes),
+            means=zeros(n_classes, n_features),
+            scatters=zeros(1 if shape == "tied" else n_classes, *size),
+        )
         self.shape = shape
-        self.counts = zeros(n_classes)
-        self.means = zeros(n_classes, n_features)
-        if shape == "diag":
-            self.scatters = zeros(n_classes, n_features)
-        else:
-            self.scatters = zeros(n_classes if shape == "full" else 1, n_features, n_features)
 
     def update(self, features, codes):
         """Add rows (n_samples, D) with their class codes (n_samples,)."""
@@ -71,6 +74,25 @@ class ClassMoments:
             scatter = self.scatters[k if self.shape == "full" else 0]
             scatter.addmm_(centred.T, centred)
             scatter.addr_(shift, shift, alpha=weight)
+
+    def merge(self, other):
+        """Take in the moments of other rows, whose classes have the same codes."""
+        counts, means, scatters = (
+            value.to(self.counts.device) for value in (other.counts, other.means, other.scatters)
+        )
+        n_total = self.counts + counts
+        share = counts / n_total.clamp(min=1)
+        shift = means - self.means
+        between = (self.counts * share).sqrt()[:, None] * shift
+        if self.shape == "full":
+            self.scatters.baddbmm_(between[:, :, None], between[:, None])
+        elif self.shape == "tied":
+            self.scatters[0].addmm_(between.T, between)
+        else:
+            self.scatters += between.square()
+        self.scatters += scatters
+        self.means += share[:, None] * shift
+        self.counts = n_total
 
 
 def inverse_factor(covariance, ridge=0.0):

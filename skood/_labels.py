@@ -79,6 +79,15 @@ def is_ood(y, known_classes=None):
     return mask
 
 
+def check_classes(y, classes):
+    """Raise if an in-distribution label is none of the classes."""
+    y = np.ravel(move_to_numpy(y)) if is_label_map(y) else as_labels(y)
+    others = is_ood(y, classes) & ~is_ood(y)
+    if others.any():
+        label = y[others][0]
+        raise ValueError(f"y holds the label {label!r}, which is none of the given classes.")
+
+
 def is_label_map(y):
     """Tell labels of pixels, (n_samples, H, W), from labels of rows."""
     return getattr(y, "ndim", 0) > 2
@@ -96,7 +105,7 @@ def map_kinds(y):
     return np.where(y < 0, -1, np.where(y == IGNORED, 0, 1))
 
 
-def encode_labels(y, n_samples):
+def encode_labels(y, n_samples, least=2):
     """Split y into in-distribution rows, classes and class codes.
 
     Parameters
@@ -105,6 +114,8 @@ def encode_labels(y, n_samples):
         Class labels; negative numbers mean out-of-distribution.
     n_samples : int
         The number of rows of X.
+    least : int, default=2
+        Fewer in-distribution rows are an error.
 
     Returns
     -------
@@ -124,13 +135,15 @@ def encode_labels(y, n_samples):
             f"{len(mask)}]. X and y need one label for each row."
         )
     rows = np.flatnonzero(~mask)
-    if len(rows) < 2:
+    if len(rows) < least:
         raise ValueError(
             f"Found {len(rows)} in-distribution sample(s) (a label that is not negative) among "
-            f"n_samples={n_samples}, while a minimum of 2 is required: a detector learns from "
+            f"n_samples={n_samples}, while a minimum of {least} is required: detectors learn from "
             "in-distribution rows. If your classes are coded by negative numbers, code them "
             "0, 1, ... first, for example by sklearn.preprocessing.LabelEncoder."
         )
+    if len(rows) == 0:
+        return rows, None, rows
     labels = as_labels(y)[rows]
     if labels.dtype == object:
         kinds = {type(label).__name__ for label in labels.tolist()}

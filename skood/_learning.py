@@ -1,5 +1,8 @@
 """Rows as a method consumes them, and scorers that learn from them as a fold over batches."""
 
+import copy
+
+import joblib
 import numpy as np
 import torch
 from torch import nn
@@ -12,38 +15,153 @@ from skood._arrays import (
     move,
 )
 from skood._labels import encode_labels, is_label_map
+from skood._states import Reservoir
 from skood.functional import all_finite
+
+# Of rows that come in pieces this many set the threshold: the share of false alarms of a 5 %
+# threshold has a standard error of 0.15 %.
+N_THRESHOLD_ROWS = 20_000
 
 
 class LearningScorer(nn.Module):
     """A scorer that learns from rows, as a fold over batches.
 
-    Subclasses keep what they learn in buffers, registered as None in ``__init__``. ``inputs`` is
-    the tuple that ``forward`` takes, what the detector's method consumes.
+    Learning adds to a `State`; states of disjoint rows merge, on whatever machines they were made.
+    Subclasses keep what they make of it in buffers, registered as None in ``__init__``. `inputs` is
+    the tuple that ``forward`` takes, what the detector's method consumes; `keys` are one uniform
+    random number a row, which tell rows apart and are what samples are drawn by.
     """
 
-    # Of how many training rows, at most, the scores set the threshold; None is all. For methods
-    # whose scores compare each row with all others: at 20 000 the share of false alarms of a 5 %
-    # threshold has a standard error of 0.15 %.
+    # Of how many rows of ``fit``, at most, the scores set the threshold; None is all. For methods
+    # whose scores compare each row with all others.
     n_threshold_rows: int | None = None
+    # Whether `update` uses keys, and whether what it learns from is drawn by them.
+    uses_keys = draws = False
+    # The buffers that `start` sets: states of scorers that differ in them do not go together.
+    settings: tuple[str, ...] = ()
 
     def start(self, training):
-        """Prepare to learn from a `Training`."""
+        """Set what must be known before the first row, from a `Training` on some."""
+
+    def empty(self, inputs, n_classes, n_expected):
+        """Return the `State` of no rows, of as many as `n_expected` if that is not 0.
+
+        The inputs, those of a first batch, tell widths, dtype and device.
+        """
         raise NotImplementedError
 
-    def update(self, inputs, codes, positions):
-        """Learn from a batch: its inputs, class codes and positions among the training rows."""
+    def update(self, state, inputs, codes, keys):
+        """Add a batch to the state: its inputs, class codes and keys."""
         raise NotImplementedError
 
-    def finish(self):
-        """Turn the state into what ``forward`` needs."""
+    def finish(self, state, classes):
+        """Turn a state into what ``forward`` needs, and leave it as it is."""
+        raise NotImplementedError
 
-    def leave_one_out(self, inputs, codes, positions):
-        """Score training rows, each as if it had not been learned from."""
+    def leave_one_out(self, inputs, codes, keys):
+        """Score rows that were learned from, each as if it had not been."""
         raise NotImplementedError
 
     def forget(self):
-        """Drop what only learning needs."""
+        """Drop what only `leave_one_out` needs."""
+
+
+class Learned:
+    """What was learned from some rows; that from disjoint rows merges.
+
+    Parameters
+    ----------
+    generator : numpy.random.Generator
+        Draws the rows' keys.
+    learns : bool
+        Whether the scorer is a `LearningScorer`.
+    n_expected : int, default=0
+        How many rows there will be in all, where that is known.
+
+    Attributes
+    ----------
+    n_rows : int
+        The number of in-distribution rows.
+    classes : ndarray of shape (n_classes,) or None
+        Their labels, sorted; None without.
+    state : State or None
+        The scorer's, where it learns.
+    sample : Reservoir
+        Of the rows that set the threshold: inputs and class codes, or else scores.
+    """
+
+    def __init__(self, generator, learns, n_expected=0):
+        self.n_rows, self.classes, self.state = 0, None, None
+        self.sample = Reservoir(N_THRESHOLD_ROWS, n_expected, with_codes=learns)
+        self.n_expected, self._generator = n_expected, generator
+
+    def admit(self, classes):
+        """Take in labels; return the code that each has among all of them."""
+        if self.n_rows and (classes is None) != (self.classes is None):
+            raise ValueError("Some rows come with labels and some without: give y always or never.")
+        if classes is None or self.classes is None:
+            self.classes = classes
+        elif (classes.dtype.kind in "OU") != (self.classes.dtype.kind in "OU"):
+            raise TypeError(
+                f"y holds labels of {classes.dtype} where those before are {self.classes.dtype}."
+            )
+        if classes is None:
+            return torch.zeros(1, dtype=torch.int64)
+        known = np.union1d(self.classes, classes)
+        if self.state is not None and len(known) > len(self.classes):
+            codes = torch.from_numpy(np.searchsorted(known, self.classes))
+            self.state = self.state.recoded(codes, len(known))
+            self.sample = self.sample.recoded(codes, len(known))
+        self.classes = known
+        return torch.from_numpy(np.searchsorted(known, classes))
+
+    @property
+    def n_classes(self):
+        """The number of classes, 1 without labels."""
+        return 1 if self.classes is None else len(self.classes)
+
+    def add(self, scorer, training):
+        """Learn from the rows of a `Training`."""
+        training.check()
+        codes_of = self.admit(training.classes)
+        for inputs, codes, _ in training.batches("learn"):
+            codes, keys = codes_of.to(codes.device)[codes], self._keys(len(codes), codes.device)
+            if self.state is None:
+                self.state = scorer.empty(inputs, self.n_classes, self.n_expected)
+            scorer.update(self.state, inputs, codes, keys)
+            chosen = self.sample.choose(keys)
+            self.sample.add([t[chosen] for t in (*inputs, codes)], keys[chosen])
+            self.n_rows += len(codes)
+
+    def add_scores(self, scores, classes, n_rows):
+        """Note the scores of rows, where scorers learn nothing; more than one for maps."""
+        self.admit(classes)
+        keys = self._keys(len(scores), scores.device)
+        chosen = self.sample.choose(keys)
+        self.sample.add([scores[chosen]], keys[chosen])
+        self.n_rows += n_rows
+
+    def _keys(self, n_rows, device):
+        return torch.from_numpy(self._generator.random(n_rows)).to(device)
+
+    def merge(self, other):
+        """Take in what was learned from other rows, which stays as it is."""
+        if other.n_rows == 0:
+            return
+        if self.n_rows == 0:
+            vars(self).update(vars(copy.deepcopy(other)), _generator=self._generator)
+            return
+        codes = self.admit(other.classes)
+        if other.state is not None:
+            self.state.merge(other.state.recoded(codes, self.n_classes))
+        self.sample.merge(other.sample.recoded(codes, self.n_classes))
+        self.n_rows += other.n_rows
+
+    def to(self, device):
+        """Move to a device."""
+        self.sample.to(device)
+        if self.state is not None:
+            self.state.to(device)
 
 
 def threshold_rows(n_rows, most):
@@ -66,6 +184,8 @@ class LabelledRows:
         All rows.
     y : array-like of shape (n_samples,) or (n_samples, H, W), or None
         Class labels, negative for rows that are left out; or labels of pixels.
+    least : int, default=2
+        Fewer in-distribution rows are an error.
 
     Attributes
     ----------
@@ -77,11 +197,11 @@ class LabelledRows:
         The labels of pixels.
     """
 
-    def __init__(self, rows, y):
+    def __init__(self, rows, y, least=2):
         self._rows = rows
         self.maps = y if is_label_map(y) else None
         y = None if is_label_map(y) else y
-        self._index, self.classes, self.codes = encode_labels(y, len(rows))
+        self._index, self.classes, self.codes = encode_labels(y, len(rows), least)
         self.dtype, self.device, self.is_named = rows.dtype, rows.device, rows.is_named
         self.row_shape, self.namespace, self.n_samples = rows.row_shape, rows.namespace, len(self)
         self.native_device, self.like = rows.native_device, rows.like
@@ -121,18 +241,18 @@ class Training:
         The network inside of the body.
     batch_size : int or None
         Rows a batch.
-    random_state : RandomState
+    random_state : RandomState, default=None
         For methods that draw.
-    watch : callable
+    watch : callable, default=None
         Maps (name, number of batches, batches) to the same batches, to report them.
     """
 
-    def __init__(self, source, body, network, batch_size, random_state, watch):
+    def __init__(self, source, body, network, batch_size, random_state=None, watch=None):
         self.device = network.device
         self.random_state = random_state
         self._source, self._body, self._network = source, body, network
-        self._batch_size, self._watch = batch_size, watch
-        self._store = None
+        self._batch_size, self._watch = batch_size, watch or (lambda name, n, batches: batches)
+        self._store = self._keys = None
 
     @property
     def n_samples(self):
@@ -149,10 +269,29 @@ class Training:
         """The number of classes, 1 without labels."""
         return 1 if self._source.classes is None else len(self._source.classes)
 
-    def class_name(self, k):
-        """Return how to call a class in a message."""
-        classes = self._source.classes
-        return "all rows" if classes is None else f"class {classes[k]!s}"
+    @property
+    def classes(self):
+        """The labels of the classes, sorted; None without."""
+        return self._source.classes
+
+    def generator(self, draws, by_content=False):
+        """Return what draws the rows' keys, as `random_state` says if samples are drawn by them.
+
+        With `by_content` the first row is part of its seed: what several processes learn then does
+        not hang on one sequence of random numbers, and is the same each time.
+        """
+        seed = [self.random_state.randint(2**31 - 1) if draws else 0]
+        if by_content:
+            first = move(self._source.head(1), "cpu", torch.float64)
+            parts = first.values() if self._source.is_named else [first]
+            seed.append(int(joblib.hash([part.numpy() for part in parts]), 16))
+        return np.random.default_rng(seed)
+
+    def draw_keys(self, scorer):
+        """Draw the rows' keys, where a scorer uses them."""
+        if scorer.uses_keys:
+            keys = self.generator(scorer.draws).random(self.n_samples)
+            self._keys = torch.from_numpy(keys).to(self.device)
 
     def run(self):
         """Run the network over the rows and keep what the method consumes.
@@ -165,6 +304,13 @@ class Training:
         for _, inputs in self._read("network"):
             store.append(inputs)
         self._store = store
+
+    def check(self):
+        """Raise if rows that are read only now hold NaN, before any is learned from."""
+        size = batch_rows(self._source, self._network, self._batch_size)
+        if self._store is None and self.n_samples > size:
+            for _ in self._read("check"):
+                pass
 
     def _read(self, name):
         size = batch_rows(self._source, self._network, self._batch_size)
@@ -183,7 +329,7 @@ class Training:
             yield inputs, positions
 
     def batches(self, name, most=None):
-        """Yield ``(inputs, codes, positions)``, once the rows have been read.
+        """Yield ``(inputs, codes, keys)``, once the rows have been read; keys where drawn.
 
         Of more rows than `most`, those of `threshold_rows`.
         """
@@ -193,7 +339,8 @@ class Training:
         else:
             passes = self._watch(name, None, self._sampled(most))
         for inputs, positions in passes:
-            yield inputs, codes[positions].to(self.device), positions
+            keys = None if self._keys is None else self._keys[positions]
+            yield inputs, codes[positions].to(self.device), keys
 
     def _sampled(self, n_rows):
         """Yield the inputs of the rows that set the threshold and their positions, in batches."""
@@ -216,6 +363,19 @@ class Training:
         if n_rows >= self.n_samples:
             return self._take(np.arange(self.n_samples))
         return self._take(np.sort(self.random_state.choice(self.n_samples, n_rows, replace=False)))
+
+
+def learn(scorer, training):
+    """Let a scorer learn from all rows of a `Training`."""
+    training.run()
+    scorer.start(training)
+    training.draw_keys(scorer)
+    state = None
+    for inputs, codes, keys in training.batches("learn"):
+        if state is None:
+            state = scorer.empty(inputs, training.n_classes, training.n_samples)
+        scorer.update(state, inputs, codes, keys)
+    scorer.finish(state, training.classes)
 
 
 def as_inputs(output):

@@ -51,7 +51,9 @@ class Stream:
     batch_size : int or None
         Rows a batch of a Dataset.
     reset : bool
-        True in ``fit``: rows that are out-of-distribution are left out.
+        True in ``fit``.
+    least : int, default=None
+        To learn from: rows that are out-of-distribution are left out, fewer rows are an error.
     ordered : bool, default=False
         Warn if the order is random.
     """
@@ -61,8 +63,8 @@ class Stream:
     # Nor is their number known before they are read.
     n_samples = None
 
-    def __init__(self, estimator, data, y=None, *, batch_size, reset, ordered=False):
-        self._estimator, self._reset = estimator, reset
+    def __init__(self, estimator, data, y=None, *, batch_size, reset, least=None, ordered=False):
+        self._estimator, self._least = estimator, least
         self._given = y if y is None or is_label_map(y) else as_labels(y)
         if not isinstance(data, DataLoader):
             # A generator of its own: to iterate must not draw from torch's global one.
@@ -110,16 +112,15 @@ class Stream:
         self._first = None
         if self._given is not None and len(self._given) != self._n_read:
             raise ValueError(f"y has {len(self._given)} labels, but X gives {self._n_read} rows.")
-        if self._reset:
+        if self._least is not None:
             self._check_enough()
 
     def _check_enough(self):
         """Raise unless there are rows enough to fit."""
-        least = self._estimator._min_samples
-        if self._n_read < least:
+        if self._n_read < self._least:
             raise ValueError(
-                f"Found {self._n_read} sample(s) in X while a minimum of {least} is required by "
-                f"{type(self._estimator).__name__}."
+                f"Found {self._n_read} sample(s) in X while a minimum of {self._least} is "
+                f"required by {type(self._estimator).__name__}."
             )
         _ = self._encoded
 
@@ -131,7 +132,7 @@ class Stream:
         if len(y) != n_rows:
             raise ValueError(f"A batch of X has {n_rows} rows and {len(y)} labels.")
         self._labels.append(y)
-        return np.flatnonzero(~is_ood(y)) if self._reset and y.ndim == 1 else None
+        return np.flatnonzero(~is_ood(y)) if self._least is not None and y.ndim == 1 else None
 
     def batches(self, batch_size, *, device, dtype, own=False):
         """Yield ``(positions, batch)``, in batches of the loader's size."""
@@ -170,7 +171,8 @@ class Stream:
 
     @cached_property
     def _encoded(self):
-        return encode_labels(None if self.maps is not None else self.labels, self._n_read)
+        labels = None if self.maps is not None else self.labels
+        return encode_labels(labels, self._n_read, 2 if self._least else 0)
 
     @property
     def classes(self):

@@ -127,6 +127,20 @@ class Network:
         if state["takes_named"]:
             self._take_named()
 
+    def equals(self, other):
+        """Tell whether another network is cut at the same layer and has equal weights."""
+        if (self._head_name, self.dtype) != (other._head_name, other.dtype):
+            return False
+        if self.module is None or other.module is None:
+            return self.module is other.module
+        here, there = (
+            [*n.module.named_parameters(), *n.module.named_buffers()] for n in (self, other)
+        )
+        return len(here) == len(there) and all(
+            one[0] == two[0] and torch.equal(one[1], two[1].to(one[1].device))
+            for one, two in zip(here, there, strict=True)
+        )
+
     def _weight_versions(self):
         return tuple(parameter._version for parameter in self._shared)
 

@@ -48,38 +48,38 @@ class GMMScorer(LearningScorer):
             self.register_buffer(name, None)
         self.forget()
 
-    def start(self, training):
-        """Note the classes; the moments wait for the first batch, which tells the width."""
-        self.n_classes, self.class_name = training.n_classes, training.class_name
-
-    def update(self, inputs, codes, positions):
-        """Add a batch to the moments."""
+    def empty(self, inputs, n_classes, n_expected):
+        """Return the moments of no rows."""
         features = inputs[0]
-        if self.moments is None:
-            shape = "diag" if self.covariance_type == "spherical" else self.covariance_type
-            if shape == "full":
-                check_memory(self.n_classes, features.shape[1], features.device)
-            self.moments = ClassMoments(self.n_classes, features.shape[1], shape, features.device)
-            self.dtype = torch.promote_types(features.dtype, torch.float32)
-        self.moments.update(features, codes)
+        shape = "diag" if self.covariance_type == "spherical" else self.covariance_type
+        if shape == "full":
+            check_memory(n_classes, features.shape[1], features.device)
+        moments = ClassMoments(n_classes, features.shape[1], shape, features.device)
+        moments.dtype = torch.promote_types(features.dtype, torch.float32)
+        return moments
 
-    def finish(self):
+    def update(self, state, inputs, codes, keys):
+        """Add a batch to the moments."""
+        state.update(inputs[0], codes)
+
+    def finish(self, state, classes):
         """Factor the covariances, with a larger ridge where they are singular."""
-        moments, self.means = self.moments, self.moments.means
-        counts, scatters = moments.counts, moments.scatters
+        self.moments, self.means = state, state.means.clone()
+        counts, scatters = state.counts, state.scatters
         n_rows = counts.sum()
         self.log_weights = (counts / n_rows).log()
-        variances = scatters if moments.shape == "diag" else scatters.diagonal(dim1=1, dim2=2)
+        variances = scatters if state.shape == "diag" else scatters.diagonal(dim1=1, dim2=2)
         within = float(variances.sum() / (n_rows * variances.shape[1]))
         ridge = 0.01 * within if self.reg_covar == "auto" else float(self.reg_covar)
         # Where nothing varies within a class, the size of the features is the only scale left.
         self.least_ridge = RIDGE_START * (within or float(self.means.square().mean()) or 1.0)
         if self.covariance_type == "spherical":
-            scatters.copy_(scatters.mean(1, keepdim=True).expand_as(scatters))
-        if moments.shape == "tied":
+            scatters = scatters.mean(1, keepdim=True).expand_as(scatters)
+        if state.shape == "tied":
             divisors, names = n_rows[None], ["all classes"]
         else:
-            divisors, names = counts, map(self.class_name, range(len(counts)))
+            divisors = counts
+            names = ["all rows"] if classes is None else [f"class {label!s}" for label in classes]
         solved = [
             self._solve(scatter, divisor, ridge, name)
             for scatter, divisor, name in zip(scatters, divisors, names, strict=True)
@@ -87,9 +87,10 @@ class GMMScorer(LearningScorer):
         factors, half_log_dets, ridges = zip(*solved, strict=True)
         self.half_log_dets = torch.stack(half_log_dets)
         self.center = counts @ self.means / n_rows
-        if moments.shape == "tied":
+        self.rotation = self.rotated_means = None
+        if state.shape == "tied":
             self.rotation = factors[0]
-        elif moments.shape == "full":
+        elif state.shape == "full":
             self._stack(factors, counts.new_tensor(ridges))
         else:
             self.factors = torch.stack(factors)
@@ -102,7 +103,7 @@ class GMMScorer(LearningScorer):
 
     def forget(self):
         """Drop what only learning needs."""
-        self.moments = self.class_name = self.left_out = None
+        self.moments = self.left_out = None
 
     def _stack(self, factors, ridges):
         """Lay out the factors for `log_joint`, rotated where that does not lose digits.
@@ -126,7 +127,8 @@ class GMMScorer(LearningScorer):
                 for scatter, count, ridge in zip(scatters, counts, ridges, strict=True)
             ]
             if None not in rotated and stretch([f for f, _ in rotated], means) <= LARGEST_STRETCH:
-                factors, self.rotation, dtype = [f for f, _ in rotated], rotation, self.dtype
+                factors, self.rotation = [f for f, _ in rotated], rotation
+                dtype = self.moments.dtype
         self.factors = stack_factors(factors, (self.means - self.center) @ self.rotation).to(dtype)
 
     def _solve(self, scatter, divisor, ridge, name=None):
@@ -206,7 +208,7 @@ class GMMScorer(LearningScorer):
         # Minus infinity where a squared distance overflows, or where no class is left.
         return clip_to(scores, torch.float64)
 
-    def leave_one_out(self, inputs, codes, positions):
+    def leave_one_out(self, inputs, codes, keys):
         """Score training rows under the Gaussians refitted without each; the ridge is kept.
 
         Without row x a class of n rows has the mean μ - δ/(n-1), δ = x - μ, and the scatter

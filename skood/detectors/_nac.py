@@ -8,6 +8,7 @@ import torch
 
 from skood._compat import Interval, StrOptions
 from skood._learning import LearningScorer
+from skood._states import State
 from skood._typing import Device, Model, RandomState
 from skood._warnings import warn
 from skood.base import BaseDetector
@@ -92,11 +93,12 @@ class NACScorer(LearningScorer):
         super().__init__()
         self.head, self.n_layers = head, n_layers
         self.bins, self.n_bins, self.alpha, self.o_star = bins, n_bins, alpha, o_star
-        for name in ("edges", "alphas", "o_stars", "weights", "counts"):
+        for name in ("edges", "alphas", "o_stars", "weights", "counts", "layers"):
             self.register_buffer(name, None)
+        self.settings = ("alphas",)
 
     def start(self, training):
-        """Set each neuron's alpha and o_star, from a pilot sample where they are "auto"."""
+        """Set each neuron's alpha, from a pilot sample where it is "auto"."""
         self.edges = bin_edges(self.bins, self.n_bins).to(training.device)
         pilot = self._products(training.sample(PILOT_ROWS))
         widths = [p.shape[1] for p in pilot]
@@ -104,18 +106,10 @@ class NACScorer(LearningScorer):
             auto_alpha(p, self.bins) if a == "auto" else a
             for a, p in zip(per_layer(self.alpha, self.n_layers), pilot, strict=True)
         ]
-        auto_o_star = min(50.0, max(1.0, training.n_samples / self.n_bins))
-        o_stars = [auto_o_star if o == "auto" else o for o in per_layer(self.o_star, self.n_layers)]
-
-        def spread(values):
-            values = [[value] * width for value, width in zip(values, widths, strict=True)]
-            return torch.tensor(sum(values, []), dtype=torch.float64, device=training.device)
-
-        self.alphas, self.o_stars = spread(alphas), spread(o_stars)
-        self.weights = spread([1 / (self.n_layers * width) for width in widths])
-        self.counts = torch.zeros(
-            len(self.alphas), len(self.edges) - 1, dtype=torch.int64, device=training.device
-        )
+        layers = torch.arange(self.n_layers).repeat_interleave(torch.tensor(widths))
+        self.layers = layers.to(training.device)
+        self.alphas = self._spread(alphas)
+        self.weights = self._spread([1 / (self.n_layers * width) for width in widths])
         states = self._states(pilot)
         saturated = ((states < SATURATED) | (states > 1 - SATURATED)).double().mean()
         if saturated > 0.5:
@@ -123,6 +117,11 @@ class NACScorer(LearningScorer):
                 f"{saturated:.0%} of the neuron states are saturated at 0 or 1: alpha="
                 f"{self.alpha!r} is too large for these features. Use alpha='auto'."
             )
+
+    def _spread(self, values):
+        """Return a value of each layer as one of each neuron."""
+        values = torch.tensor(values, dtype=torch.float64, device=self.layers.device)
+        return values[self.layers]
 
     def _products(self, inputs):
         """Return z ⊙ gradient of each layer."""
@@ -135,18 +134,32 @@ class NACScorer(LearningScorer):
     def _cells(self, inputs):
         """Return each state's place in the flattened table of neurons and bins."""
         states = self._states(self._products(inputs))
-        n_bins = self.counts.shape[1]
+        n_bins = len(self.edges) - 1
         if self.bins == "log":
             index = torch.bucketize(states, self.edges, right=True) - 1
         else:
             index = torch.bucketize(states.clamp(1e-6, 1 - 1e-6), self.edges) - 1
-        neurons = torch.arange(len(self.counts), device=index.device)
+        neurons = torch.arange(len(self.alphas), device=index.device)
         return index.clamp_(0, n_bins - 1).add_(neurons * n_bins)
 
-    def update(self, inputs, codes, positions):
+    def empty(self, inputs, n_classes, n_expected):
+        """Return counts of no rows."""
+        counts = self.edges.new_zeros(len(self.alphas), len(self.edges) - 1, dtype=torch.int64)
+        return State(counts=counts)
+
+    def update(self, state, inputs, codes, keys):
         """Count the states of a batch."""
         cells = self._cells(inputs).flatten()
-        self.counts += torch.bincount(cells, minlength=self.counts.numel()).view_as(self.counts)
+        state.counts += torch.bincount(cells, minlength=state.counts.numel()).view_as(state.counts)
+
+    def finish(self, state, classes):
+        """Set each neuron's o_star, from the number of rows where it is "auto"."""
+        self.counts = state.counts.clone()
+        # A row counts once for each neuron.
+        auto = min(50.0, max(1.0, int(self.counts[0].sum()) / self.n_bins))
+        self.o_stars = self._spread(
+            [auto if o == "auto" else o for o in per_layer(self.o_star, self.n_layers)]
+        )
 
     def _coverage(self, counts, cells):
         """Return the weighted mean coverage of the bins that the states fall into."""
@@ -157,7 +170,7 @@ class NACScorer(LearningScorer):
         """Score rows."""
         return self._coverage(self.counts, self._cells(inputs))
 
-    def leave_one_out(self, inputs, codes, positions):
+    def leave_one_out(self, inputs, codes, keys):
         """Score training rows, each one's own count taken out of its bins."""
         return self._coverage(self.counts - 1, self._cells(inputs))
 

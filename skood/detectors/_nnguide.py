@@ -10,6 +10,7 @@ from torch.nn.functional import linear, pad
 
 from skood._compat import Interval
 from skood._learning import LearningScorer
+from skood._states import Reservoir
 from skood._typing import Device, Model, RandomState
 from skood._warnings import warn
 from skood.base import BaseDetector
@@ -137,46 +138,40 @@ class NNGuideScorer(LearningScorer):
     """Features, or (features, logits) → guidance times energy."""
 
     n_threshold_rows = 20_000
+    uses_keys = True
 
     def __init__(self, head, k, energy_weighted, bank_size, index):
         super().__init__()
         self.head, self.k, self.energy_weighted = head, k, energy_weighted
         self.bank_size, self.index = bank_size, index
+        self.draws = bank_size is not None
         if index != "exact":
             self.not_exportable = f"index={index!r} is searched by faiss. Use index='exact'."
         self.register_buffer("bank", None)
         # Instead of the bank: a faiss index, written out.
         self.register_buffer("index_bytes", None)
-        # The bank row of each training row, -1 where it is not in the bank.
-        self.slots = None
+        # Of the rows of the bank, ascending.
+        self.keys = None
 
-    def start(self, training):
-        """Draw which rows enter the bank."""
-        n_rows = training.n_samples
-        size = n_rows if self.bank_size is None else self.bank_size
-        if not isinstance(size, Integral):
-            size = max(1, round(size * n_rows))
-        self.n_bank = min(size, n_rows)
-        # The search is faster on a bank in random order. Where nothing is drawn, fits are alike.
-        draw = training.random_state if size < n_rows else np.random.RandomState(0)
-        slots = np.full(n_rows, -1)
-        slots[draw.choice(n_rows, self.n_bank, replace=False)] = np.arange(self.n_bank)
-        self.slots = torch.from_numpy(slots).to(training.device)
+    def empty(self, inputs, n_classes, n_expected):
+        """Return a bank without rows."""
+        return Reservoir(self.bank_size, n_expected)
 
-    def update(self, inputs, codes, positions):
-        """Put the rows of a batch that were drawn into the bank."""
-        slots = self.slots[positions]
-        chosen = slots >= 0
+    def update(self, state, inputs, codes, keys):
+        """Put the rows of a batch that are drawn into the bank."""
+        chosen = state.choose(keys)
         directions, energies = self._guide(*(tensor[chosen] for tensor in inputs))
-        if self.bank is None:
-            self.bank = directions.new_empty(self.n_bank, directions.shape[1])
         weighted = directions * energies.unsqueeze(1) if self.energy_weighted else directions
-        self.bank[slots[chosen]] = weighted
+        state.add([weighted], keys[chosen])
 
-    def finish(self):
-        """Let faiss take the bank, where it shall."""
+    def finish(self, state, classes):
+        """Take the bank; let faiss have it, where it shall."""
+        # The search is faster on a bank in random order, as that of keys is.
+        self.keys, (self.bank,) = state.sample()
+        self.n_bank = len(self.bank)
         if self.index != "exact":
             self.index_bytes, self.bank = build_index(self.bank, self.index), None
+            vars(self).pop("_faiss_index", None)
 
     @cached_property
     def _faiss_index(self):
@@ -204,12 +199,13 @@ class NNGuideScorer(LearningScorer):
 
     def forget(self):
         """Drop what only learning needs."""
-        self.slots = None
+        self.keys = None
 
-    def leave_one_out(self, inputs, codes, positions):
+    def leave_one_out(self, inputs, codes, keys):
         """Score training rows against the bank less themselves."""
         directions, energies = self._guide(*inputs)
-        own = self.slots[positions]
+        own = torch.searchsorted(self.keys, keys).clamp(max=self.n_bank - 1)
+        own = torch.where(self.keys[own] == keys, own, -1)
         guidance = torch.zeros(len(own), dtype=torch.float64, device=own.device)
         # A row of the bank has one neighbour less to choose from.
         for rows, n_others in ((own >= 0, self.n_bank - 1), (own < 0, self.n_bank)):

@@ -16,6 +16,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 from skood import ASHDetector, GMMDetector, GradNormDetector, NACDetector, NNGuideDetector
+from skood._learning import learn
 from skood.detectors._ash import Shaping
 from skood.metrics import auroc_score, fpr_at_tpr_score
 from tests.benchmarks import yardsticks
@@ -36,11 +37,7 @@ class BankOnly(NNGuideDetector):
     """NNGuide without its threshold, for which fit compares every row with the whole bank."""
 
     def _fit_scorer(self, scorer, training, network, dtype):
-        training.run()
-        scorer.start(training)
-        for inputs, codes, positions in training.batches("learn"):
-            scorer.update(inputs, codes, positions)
-        scorer.finish()
+        learn(scorer, training)
         scorer.forget()
         return torch.zeros(1)
 

@@ -1,0 +1,205 @@
+"""What learning adds to: sums over rows and random samples of rows, in pieces that merge."""
+
+import math
+from numbers import Integral
+
+import numpy as np
+import torch
+
+# Columns of a sample that are put in order at a time: a second copy of the sample is not needed.
+SORTED_COLUMNS = 64
+
+
+class State:
+    """Sums over rows, as tensors; of two disjoint sets of rows they add up.
+
+    Parameters
+    ----------
+    per_class : sequence of str, default=()
+        Names of the sums that have an entry for each class along the first axis.
+    **sums : Tensor
+        By name; they become attributes.
+    """
+
+    def __init__(self, per_class=(), **sums):
+        self.per_class = per_class
+        vars(self).update(sums)
+
+    def merge(self, other):
+        """Add the sums of other rows, whose classes have the same codes."""
+        for name, value in self._tensors():
+            value += getattr(other, name).to(value.device)
+
+    def recoded(self, codes, n_classes):
+        """Return a state in which class k has become `codes[k]` of `n_classes`."""
+        recoded = object.__new__(type(self))
+        vars(recoded).update(vars(self))
+        for name in self.per_class:
+            value = getattr(self, name)
+            grown = value.new_zeros(n_classes, *value.shape[1:])
+            grown[codes.to(value.device)] = value
+            setattr(recoded, name, grown)
+        return recoded
+
+    def to(self, device):
+        """Move to a device."""
+        for name, value in self._tensors():
+            setattr(self, name, value.to(device))
+
+    def _tensors(self):
+        return [(k, v) for k, v in vars(self).items() if isinstance(v, torch.Tensor)]
+
+    def __getstate__(self):
+        # As numpy: between processes its memory is not copied, and it is the CPU's.
+        return {name: _pack(value) for name, value in vars(self).items()}
+
+    def __setstate__(self, state):
+        vars(self).update({name: _unpack(value) for name, value in state.items()})
+
+
+class Reservoir(State):
+    """A random sample of rows: those of the smallest keys, uniform random numbers.
+
+    Which rows these are does not depend on the order in which rows and samples come together.
+
+    Parameters
+    ----------
+    size : int, float or None
+        The number of rows, their share, or all of them.
+    n_expected : int, default=0
+        How many rows there will be in all, where that is known: of a part of them no more is kept
+        than may be needed in the end.
+    with_codes : bool, default=False
+        Whether the last that is kept of a row is its class code.
+
+    Attributes
+    ----------
+    keys : Tensor of shape (n_kept,), dtype float64
+        Of the rows that are kept, at least those of the sample.
+    rows : list of Tensor of shape (n_kept, ...)
+        What is kept of each row.
+    """
+
+    def __init__(self, size, n_expected=0, with_codes=False):
+        super().__init__()
+        self.size, self.n_expected, self.with_codes = size, n_expected, with_codes
+        self.n_seen = 0
+        self._buffers, self.n_kept = [], 0
+
+    @property
+    def keys(self):
+        """The keys of the rows that are kept."""
+        return self._buffers[0][: self.n_kept]
+
+    @property
+    def rows(self):
+        """What is kept of each row."""
+        return [buffer[: self.n_kept] for buffer in self._buffers[1:]]
+
+    def _n_wanted(self, n_rows):
+        """Return the size of the sample of so many rows."""
+        if self.size is None:
+            return n_rows
+        size = self.size
+        return min(n_rows, size if isinstance(size, Integral) else max(1, round(size * n_rows)))
+
+    @property
+    def n_wanted(self):
+        """The size of the sample of all rows seen."""
+        return self._n_wanted(self.n_seen)
+
+    @property
+    def bound(self):
+        """A key that no row of the sample exceeds, but for a chance below e⁻⁵⁰ (Chernoff's)."""
+        n_rows = max(self.n_seen, self.n_expected, 1)
+        wanted = self._n_wanted(n_rows)
+        return (wanted + 12 * math.sqrt(wanted) + 100) / n_rows
+
+    def choose(self, keys):
+        """Count rows by their keys as seen; return which of them to `add`."""
+        self.n_seen += len(keys)
+        return keys < self.bound
+
+    def add(self, rows, keys):
+        """Keep rows that were chosen: a list of tensors, and their keys."""
+        new = [keys, *rows]
+        if not self._buffers:
+            self._buffers = [tensor[:0] for tensor in new]
+        n_rows = self.n_kept + len(keys)
+        if n_rows > len(self._buffers[0]):
+            self._grow(n_rows, new)
+        for buffer, tensor in zip(self._buffers, new, strict=True):
+            buffer[self.n_kept : n_rows] = tensor
+        self.n_kept = n_rows
+        if n_rows > 2 * self.bound * max(self.n_seen, self.n_expected):
+            self._keep(self.keys < self.bound)
+
+    def _grow(self, n_rows, like):
+        """Make room for rows like these."""
+        # What is not written to takes no memory.
+        needed = math.ceil(min(1.0, self.bound) * self.n_expected)
+        capacity = max(n_rows, needed, 2 * len(self._buffers[0]))
+        for i, tensor in enumerate(like):
+            grown = tensor.new_empty(capacity, *tensor.shape[1:])
+            grown[: self.n_kept] = self._buffers[i][: self.n_kept]
+            self._buffers[i] = grown
+
+    def _keep(self, mask):
+        kept = [tensor[mask] for tensor in (self.keys, *self.rows)]
+        self._buffers, self.n_kept = kept, len(kept[0])
+
+    def merge(self, other):
+        """Take in the sample of other rows."""
+        self.n_seen += other.n_seen
+        if not other.n_kept:
+            return
+        keys = other.keys
+        chosen = keys < self.bound
+        device = self._buffers[0].device if self._buffers else keys.device
+        self.add([t[chosen].to(device) for t in other.rows], keys[chosen].to(device))
+
+    def recoded(self, codes, n_classes):
+        """Return a sample in which class k has become `codes[k]`."""
+        recoded = super().recoded(codes, n_classes)
+        recoded._buffers = [*self._buffers]
+        if self.with_codes and self.n_kept:
+            own = self.rows[-1]
+            recoded._buffers = [*self._buffers[:-1], codes.to(own.device)[own]]
+            # A shorter last one would be taken for all of the room.
+            recoded._buffers = [buffer[: self.n_kept] for buffer in recoded._buffers]
+        return recoded
+
+    def sample(self):
+        """Return the keys and rows of the sample, ascending by key: in random order."""
+        order = torch.argsort(self.keys)
+        for tensor in (self.keys, *self.rows):
+            columns = tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None]
+            for part in columns.split(SORTED_COLUMNS, dim=1):
+                part.copy_(part[order])
+        return self.keys[: self.n_wanted], [tensor[: self.n_wanted] for tensor in self.rows]
+
+    def to(self, device):
+        """Move to a device."""
+        self._buffers = [buffer.to(device) for buffer in self._buffers]
+
+    def __getstate__(self):
+        kept = [buffer[: self.n_kept] for buffer in self._buffers]
+        return {**vars(self), "_buffers": list(map(_pack, kept))}
+
+    def __setstate__(self, state):
+        vars(self).update(state, _buffers=list(map(_unpack, state["_buffers"])))
+
+
+def _pack(value):
+    """Return a tensor as numpy where that has its dtype."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    value = value.detach().cpu()
+    return value if value.dtype == torch.bfloat16 else value.numpy()
+
+
+def _unpack(value):
+    """Return what `_pack` made of a tensor, to be written to."""
+    if not isinstance(value, np.ndarray):
+        return value
+    return torch.from_numpy(value if value.flags.writeable else value.copy())
