@@ -71,8 +71,8 @@ class Learned:
 
     Parameters
     ----------
-    generator : numpy.random.Generator
-        Draws the rows' keys.
+    seed : list of int
+        Of what draws the rows' keys.
     learns : bool
         Whether the scorer is a `LearningScorer`.
     n_expected : int, default=0
@@ -90,10 +90,20 @@ class Learned:
         Of the rows that set the threshold: inputs and class codes, or else scores.
     """
 
-    def __init__(self, generator, learns, n_expected=0):
+    def __init__(self, seed, learns, n_expected=0):
         self.n_rows, self.classes, self.state = 0, None, None
         self.sample = Reservoir(N_THRESHOLD_ROWS, n_expected, with_codes=learns)
-        self.n_expected, self._generator = n_expected, generator
+        self.n_expected, self._learns = n_expected, learns
+        self._seed, self._generator = seed, np.random.default_rng(seed)
+
+    def new(self, number=0, n_expected=0):
+        """Return what no rows have taught, for those of a block of that number."""
+        return Learned([self._seed[0], number], self._learns, n_expected)
+
+    @property
+    def is_complete(self):
+        """False when samples lack rows because there were fewer than `n_expected`."""
+        return self.sample.is_complete and (self.state is None or self.state.is_complete)
 
     def admit(self, classes):
         """Take in labels; return the code that each has among all of them."""
@@ -149,7 +159,8 @@ class Learned:
         if other.n_rows == 0:
             return
         if self.n_rows == 0:
-            vars(self).update(vars(copy.deepcopy(other)), _generator=self._generator)
+            own = {name: vars(self)[name] for name in ("_seed", "_generator", "n_expected")}
+            vars(self).update(vars(copy.deepcopy(other)), **own)
             return
         codes = self.admit(other.classes)
         if other.state is not None:
@@ -274,24 +285,24 @@ class Training:
         """The labels of the classes, sorted; None without."""
         return self._source.classes
 
-    def generator(self, draws, by_content=False):
-        """Return what draws the rows' keys, as `random_state` says if samples are drawn by them.
+    def seed(self, draws, by_content=False):
+        """Return the seed of the rows' keys, as `random_state` says if samples are drawn by them.
 
-        With `by_content` the first row is part of its seed: what several processes learn then does
-        not hang on one sequence of random numbers, and is the same each time.
+        With `by_content` the first row is part of it: what several processes learn then does not
+        hang on one sequence of random numbers, and is the same each time.
         """
         seed = [self.random_state.randint(2**31 - 1) if draws else 0]
         if by_content:
             first = move(self._source.head(1), "cpu", torch.float64)
             parts = first.values() if self._source.is_named else [first]
             seed.append(int(joblib.hash([part.numpy() for part in parts]), 16))
-        return np.random.default_rng(seed)
+        return seed
 
     def draw_keys(self, scorer):
         """Draw the rows' keys, where a scorer uses them."""
         if scorer.uses_keys:
-            keys = self.generator(scorer.draws).random(self.n_samples)
-            self._keys = torch.from_numpy(keys).to(self.device)
+            generator = np.random.default_rng(self.seed(scorer.draws))
+            self._keys = torch.from_numpy(generator.random(self.n_samples)).to(self.device)
 
     def run(self):
         """Run the network over the rows and keep what the method consumes.

@@ -21,6 +21,9 @@ class State:
         By name; they become attributes.
     """
 
+    # Whether nothing is missing; see `Reservoir`.
+    is_complete = True
+
     def __init__(self, per_class=(), **sums):
         self.per_class = per_class
         vars(self).update(sums)
@@ -107,6 +110,11 @@ class Reservoir(State):
     def n_wanted(self):
         """The size of the sample of all rows seen."""
         return self._n_wanted(self.n_seen)
+
+    @property
+    def is_complete(self):
+        """False when rows are missing because there were fewer than expected."""
+        return self.n_kept >= self.n_wanted
 
     @property
     def bound(self):

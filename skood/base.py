@@ -17,6 +17,7 @@ from skood._arrays import PIECE_BYTES, feature_batch_rows, join, namespace_of
 from skood._compat import Interval, _fit_context, move_to_numpy
 from skood._estimator import NetworkEstimator, computing
 from skood._labels import check_classes, is_label_map, is_ood, map_kinds
+from skood._lazy import is_dask, lazy
 from skood._learning import Learned, LearningScorer, Training, learn
 from skood._model import frozen_classes, is_trained, warn_of_unseen
 from skood._streams import is_stream
@@ -105,6 +106,12 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         The network runs once over the rows. What the method consumes is kept in memory up to
         scikit-learn's ``working_memory`` and in a temporary file beyond.
         """
+        if is_dask(X):
+            from skood import distributed
+
+            self._validate_params()
+            distributed.fit(self, X, y)
+            return self
         self._fit(X, y)
         return self
 
@@ -224,18 +231,23 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         self.n_samples_seen_ = self._learned.n_rows
         return self
 
-    def _begin(self, source):
-        """Take the network, and what must be known before rows are learned from."""
+    def _begin(self, source, pilot=None):
+        """Take the network, and what must be known before rows are learned from.
+
+        That is told by these rows, or by those that `pilot` returns.
+        """
         random_state = check_random_state(getattr(self, "random_state", None))
         network, model_ = self._take_network(source, random_state)
         body, scorer = self._build(network)
         scorer = scorer.eval().to(network.device)
-        training = Training(source, body, network, self.batch_size, random_state)
         learns = isinstance(scorer, LearningScorer)
+        if pilot is not None and learns and type(scorer).start is not LearningScorer.start:
+            source = self._source(*pilot(), first=False)
+        training = Training(source, body, network, self.batch_size, random_state)
         if learns:
             training.run()
             scorer.start(training)
-        learned = Learned(training.generator(learns and scorer.draws, by_content=True), learns)
+        learned = Learned(training.seed(learns and scorer.draws, by_content=True), learns)
         self._keep(source, network, body, model_, _scorer=scorer, _learned=learned)
 
     def _learn(self, learned, source):
@@ -300,6 +312,11 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         """Drop what follows from what was learned."""
         for name in vars(self).pop("_concluded", ()):
             delattr(self, name)
+
+    def _close(self):
+        """Drop what learning could go on from."""
+        for name in ("_learned", "_scorer", "_concluded"):
+            vars(self).pop(name, None)
 
     def merge(self, other: Self) -> Self:
         """Take in what another detector has learned by `partial_fit` from other rows.
@@ -387,8 +404,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
                 )
 
     def _keep(self, *args, **fitted):
-        for name in ("_learned", "_scorer", "_concluded"):
-            vars(self).pop(name, None)
+        self._close()
         super()._keep(*args, **fitted)
 
     def _watch(self, context, name, n_batches, batches):
@@ -459,6 +475,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         rows, scores = self._score(X, method)
         return rows, clip_to(scores.double() - self.offset_, scores.dtype)
 
+    @lazy
     def score_samples(self, X: Inputs) -> np.ndarray:
         """Score rows; higher means more in-distribution.
 
@@ -476,6 +493,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         rows, scores = self._score(X, "score_samples")
         return rows.like(scores)
 
+    @lazy
     def decision_function(self, X: Inputs) -> np.ndarray:
         """Score rows relative to the threshold: ``score_samples(X) - offset_``.
 
@@ -492,6 +510,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         rows, decision = self._decide(X, "decision_function")
         return rows.like(decision)
 
+    @lazy
     def predict(self, X: Inputs) -> np.ndarray:
         """Tell in-distribution from out-of-distribution rows.
 
@@ -555,8 +574,11 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         )
         if y is None and not is_stream(X):
             raise ValueError(needs)
-        rows, scores = self._score(X, "score", y)
-        y = rows.labels if is_stream(X) else y
+        if is_dask(X):
+            scores, y = torch.from_numpy(np.asarray(self.score_samples(X))), np.asarray(y)
+        else:
+            rows, scores = self._score(X, "score", y)
+            y = rows.labels if is_stream(X) else y
         if y is None:
             raise ValueError(needs)
         if scores.ndim > 1:

@@ -13,6 +13,7 @@ from torch import nn
 from skood._arrays import join, move
 from skood._compat import HasMethods, StrOptions, _fit_context
 from skood._estimator import NetworkEstimator, computing
+from skood._lazy import is_dask, lazy
 from skood._model import is_trained
 from skood._modules import Pool
 from skood._streams import Stream
@@ -115,6 +116,11 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
             The fitted transformer.
         """
         trains = not (self.model is None or is_trained(self.model))
+        if is_dask(X):
+            from skood import distributed
+
+            blocks = distributed.Blocks(X, y if trains else None)
+            X, y = distributed.first_rows(self, blocks)
         with self._fitting(X, y if trains else None) as source:
             network, model_ = self._take_network(source)
             body = self._make_body(network)
@@ -133,6 +139,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
         check_is_fitted(self)
         return self._network.head
 
+    @lazy
     def transform(self, X: Inputs) -> np.ndarray:
         """Return the features.
 
