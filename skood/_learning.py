@@ -71,8 +71,9 @@ class Learned:
 
     Parameters
     ----------
-    seed : list of int
-        Of what draws the rows' keys.
+    seed : int
+        Of what draws the rows' keys. The first row is a seed too: what several processes learn
+        does not hang on one sequence of random numbers, and is the same when it is learned again.
     learns : bool
         Whether the scorer is a `LearningScorer`.
     n_expected : int, default=0
@@ -94,11 +95,11 @@ class Learned:
         self.n_rows, self.classes, self.state = 0, None, None
         self.sample = Reservoir(N_THRESHOLD_ROWS, n_expected, with_codes=learns)
         self.n_expected, self._learns = n_expected, learns
-        self._seed, self._generator = seed, np.random.default_rng(seed)
+        self._seed, self._generator = seed, None
 
-    def new(self, number=0, n_expected=0):
-        """Return what no rows have taught, for those of a block of that number."""
-        return Learned([self._seed[0], number], self._learns, n_expected)
+    def new(self, n_expected=0):
+        """Return what no rows have taught, for others of those that there will be in all."""
+        return Learned(self._seed, self._learns, n_expected)
 
     @property
     def is_complete(self):
@@ -135,7 +136,7 @@ class Learned:
         training.check()
         codes_of = self.admit(training.classes)
         for inputs, codes, _ in training.batches("learn"):
-            codes, keys = codes_of.to(codes.device)[codes], self._keys(len(codes), codes.device)
+            codes, keys = codes_of.to(codes.device)[codes], self._keys(codes, training)
             if self.state is None:
                 self.state = scorer.empty(inputs, self.n_classes, self.n_expected)
             scorer.update(self.state, inputs, codes, keys)
@@ -143,23 +144,26 @@ class Learned:
             self.sample.add([t[chosen] for t in (*inputs, codes)], keys[chosen])
             self.n_rows += len(codes)
 
-    def add_scores(self, scores, classes, n_rows):
+    def add_scores(self, scores, training):
         """Note the scores of rows, where scorers learn nothing; more than one for maps."""
-        self.admit(classes)
-        keys = self._keys(len(scores), scores.device)
+        self.admit(training.classes)
+        keys = self._keys(scores, training)
         chosen = self.sample.choose(keys)
         self.sample.add([scores[chosen]], keys[chosen])
-        self.n_rows += n_rows
+        self.n_rows += training.n_samples
 
-    def _keys(self, n_rows, device):
-        return torch.from_numpy(self._generator.random(n_rows)).to(device)
+    def _keys(self, values, training):
+        """Draw keys for as many rows."""
+        if self._generator is None:
+            self._generator = np.random.default_rng([self._seed, training.hash_of_first()])
+        return torch.from_numpy(self._generator.random(len(values))).to(values.device)
 
     def merge(self, other):
         """Take in what was learned from other rows, which stays as it is."""
         if other.n_rows == 0:
             return
         if self.n_rows == 0:
-            own = {name: vars(self)[name] for name in ("_seed", "_generator", "n_expected")}
+            own = {name: vars(self)[name] for name in ("_generator", "n_expected")}
             vars(self).update(vars(copy.deepcopy(other)), **own)
             return
         codes = self.admit(other.classes)
@@ -285,23 +289,20 @@ class Training:
         """The labels of the classes, sorted; None without."""
         return self._source.classes
 
-    def seed(self, draws, by_content=False):
-        """Return the seed of the rows' keys, as `random_state` says if samples are drawn by them.
+    def seed(self, scorer):
+        """Return the seed of the rows' keys, of `random_state` if the scorer draws by them."""
+        return self.random_state.randint(2**31 - 1) if scorer.draws else 0
 
-        With `by_content` the first row is part of it: what several processes learn then does not
-        hang on one sequence of random numbers, and is the same each time.
-        """
-        seed = [self.random_state.randint(2**31 - 1) if draws else 0]
-        if by_content:
-            first = move(self._source.head(1), "cpu", torch.float64)
-            parts = first.values() if self._source.is_named else [first]
-            seed.append(int(joblib.hash([part.numpy() for part in parts]), 16))
-        return seed
+    def hash_of_first(self):
+        """Return a number made of the first row."""
+        first = move(self._source.head(1), "cpu", torch.float64)
+        parts = first.values() if self._source.is_named else [first]
+        return int(joblib.hash([part.numpy() for part in parts]), 16)
 
     def draw_keys(self, scorer):
         """Draw the rows' keys, where a scorer uses them."""
         if scorer.uses_keys:
-            generator = np.random.default_rng(self.seed(scorer.draws))
+            generator = np.random.default_rng(self.seed(scorer))
             self._keys = torch.from_numpy(generator.random(self.n_samples)).to(self.device)
 
     def run(self):

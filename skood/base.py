@@ -247,7 +247,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         if learns:
             training.run()
             scorer.start(training)
-        learned = Learned(training.seed(learns and scorer.draws, by_content=True), learns)
+        learned = Learned(training.seed(scorer) if learns else 0, learns)
         self._keep(source, network, body, model_, _scorer=scorer, _learned=learned)
 
     def _learn(self, learned, source):
@@ -263,7 +263,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         score = self._plain_score(scorer, network)
         scores = join(self._training_scores(scorer, score, batches, source.dtype), training.n_rows)
         scores = self._inside(scores, source.maps)
-        learned.add_scores(scores.flatten(), source.classes, training.n_samples)
+        learned.add_scores(scores.flatten(), training)
 
     def _conclude(self):
         """Set the fitted attributes, from what was learned by now."""

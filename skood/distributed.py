@@ -5,6 +5,7 @@ import math
 
 import cloudpickle
 import dask
+import joblib
 import numpy as np
 from dask import array as da
 from torch import nn
@@ -20,7 +21,7 @@ FAN_IN = 8
 MODEL_ROWS, MODEL_BYTES = 50_000, 2**30
 # Rows that tell what must be known before the first, such as NAC's alpha, and of how many blocks.
 PILOT_ROWS, PILOT_BLOCKS = 1000, 16
-# The share of in-distribution rows up to which samples need no second pass.
+# One row in so many is in-distribution, at least, or samples take a second pass.
 LEAST_SHARE = 4
 
 
@@ -36,54 +37,75 @@ class Blocks:
 
     Attributes
     ----------
-    pairs : list of (Delayed, Delayed or array or None)
-        X and y of each block.
-    lengths : list of int, or None
-        Their numbers of rows, where these are known.
+    lengths : tuple of int, or None
+        The blocks' numbers of rows, where these are known.
     """
 
     def __init__(self, X, y):
-        self.lengths = None
-        if isinstance(X, da.Array):
+        self.is_array, self.lengths = isinstance(X, da.Array), None
+        if self.is_array:
             X = whole_rows(X)
             if not any(map(math.isnan, X.chunks[0])):
-                self.lengths = [int(n) for n in X.chunks[0]]
-        elif not hasattr(X, "to_delayed") or not hasattr(X, "columns"):
+                self.lengths = X.chunks[0]
+        elif not hasattr(X, "map_partitions") or not hasattr(X, "columns"):
             raise TypeError(
                 f"X is a dask {type(X).__name__}; it must be a dask array or dataframe."
             )
-        blocks = np.ravel(X.to_delayed()).tolist()
-        self.pairs = list(zip(blocks, self._labels(y, len(blocks)), strict=True))
+        self.n_blocks = X.numblocks[0] if self.is_array else X.npartitions
+        self.X, self.y = X, None if y is None else self._labels(y)
 
-    def _labels(self, y, n_blocks):
-        """Return the labels of each block."""
-        if y is None:
-            return [None] * n_blocks
+    def _labels(self, y):
+        """Return labels in the same kind of collection, with the same blocks."""
         if not dask.is_dask_collection(y):
             if self.lengths is None:
                 raise ValueError(
                     "The blocks of X are of unknown lengths, so y must be a dask collection with "
                     "the same blocks; or call X.compute_chunk_sizes() first."
                 )
-            y = y if is_label_map(y) else as_labels(y)
-            self._check_length(len(y))
-            return np.split(y, np.cumsum(self.lengths)[:-1])
-        if isinstance(y, da.Array):
+            y = da.from_array(y if is_label_map(y) else as_labels(y))
+        if self.is_array and not isinstance(y, da.Array):
+            y = y.to_dask_array()
+        if self.is_array != isinstance(y, da.Array):
+            raise TypeError(
+                f"X is a dask dataframe, so y must be a series, not {type(y).__name__}."
+            )
+        if self.is_array:
             y = whole_rows(y)
             if self.lengths is not None and not math.isnan(y.shape[0]):
-                self._check_length(y.shape[0])
-                y = y.rechunk({0: tuple(self.lengths)})
-        labels = np.ravel(y.to_delayed()).tolist()
-        if len(labels) != n_blocks:
-            raise ValueError(f"X has {n_blocks} blocks and y has {len(labels)}: they must agree.")
-        return labels
+                if y.shape[0] != sum(self.lengths):
+                    raise ValueError(
+                        "Found input variables with inconsistent numbers of samples: "
+                        f"[{sum(self.lengths)}, {y.shape[0]}]. X and y need one label for each row."
+                    )
+                y = y.rechunk({0: self.lengths})
+        n_blocks = y.numblocks[0] if self.is_array else y.npartitions
+        if n_blocks != self.n_blocks:
+            raise ValueError(f"X has {self.n_blocks} blocks and y has {n_blocks}: they must agree.")
+        return y
 
-    def _check_length(self, n_labels):
-        if n_labels != sum(self.lengths):
-            raise ValueError(
-                f"Found input variables with inconsistent numbers of samples: "
-                f"[{sum(self.lengths)}, {n_labels}]. X and y need one label for each row."
+    def map(self, function, *args, chosen=None):
+        """Return ``function(X, y, *args)`` of each block, or of some, as a list of Delayed."""
+        X, y = self.X, self.y
+        if self.is_array:
+            if chosen is not None:
+                X, y = X.blocks[chosen], None if y is None else y.blocks[chosen]
+            # None as axes: handed on as they are.
+            others = [part for arg in args for part in (arg, None)]
+            mapped = da.blockwise(
+                *(boxed, (0,), X, axes(X), y, axes(y), *others),
+                function=function,
+                adjust_chunks={0: 1},
+                align_arrays=False,
+                concatenate=True,
+                dtype=object,
+                meta=np.empty(0, object),
             )
+        else:
+            if chosen is not None:
+                X, y = X.partitions[chosen], None if y is None else y.partitions[chosen]
+            nothing = X._meta.index.to_series().astype(object).iloc[:0]
+            mapped = X.map_partitions(boxed_series, y, *args, function=function, meta=nothing)
+        return mapped.to_delayed().tolist() if self.is_array else mapped.to_delayed()
 
     def n_expected(self):
         """Return a number of in-distribution rows that there are at least, 0 where none is known.
@@ -93,30 +115,28 @@ class Blocks:
         """
         if self.lengths is None:
             return 0
-        return sum(self.lengths) // (1 if self.pairs[0][1] is None else LEAST_SHARE)
+        return sum(self.lengths) // (1 if self.y is None else LEAST_SHARE)
 
     def first(self):
         """Return the first two in-distribution rows and their labels."""
         found = []
-        for X, y in self.pairs:
-            found.append(dask.delayed(pick)(X, y, 2, None).compute())
+        for i in range(self.n_blocks):
+            found += unboxed(self.map(pick, 2, False, chosen=[i]))
             if sum(len(X) for X, _ in found) >= 2:
                 break
         return join_rows(found)
 
     def sample(self, n_rows, n_blocks=None):
         """Return random in-distribution rows and their labels, of some blocks or of all."""
-        random = np.random.default_rng(0)
-        chosen = np.arange(len(self.pairs))
+        chosen = np.arange(self.n_blocks)
         if n_blocks is not None and n_blocks < len(chosen):
+            random = np.random.default_rng(0)
             chosen = np.sort(random.choice(chosen, n_blocks, replace=False))
-        weights = np.ones(len(chosen)) if self.lengths is None else np.take(self.lengths, chosen)
-        sizes = np.ceil(n_rows * weights / max(1, weights.sum())).astype(int)
-        picked = [
-            dask.delayed(pick)(*self.pairs[i], int(size), int(i))
-            for i, size in zip(chosen, sizes, strict=True)
-        ]
-        return join_rows(dask.compute(*picked))
+        if self.lengths is None:
+            size = math.ceil(n_rows / len(chosen))
+        else:
+            size = n_rows / max(1, sum(self.lengths[i] for i in chosen))
+        return join_rows(unboxed(self.map(pick, size, True, chosen=chosen.tolist())))
 
 
 def whole_rows(X):
@@ -124,20 +144,47 @@ def whole_rows(X):
     return X.rechunk(dict.fromkeys(range(1, X.ndim), -1))
 
 
+def axes(X):
+    """Return the names that `blockwise` shall give to axes: that of rows is 0 for X and y."""
+    return None if X is None else tuple(range(X.ndim))
+
+
+def boxed(X, y, *args, function):
+    """Return what a function makes of a block as an array of one object."""
+    box = np.empty(1, object)
+    box[0] = function(X, y, *args)
+    return box
+
+
+def boxed_series(X, y, *args, function):
+    """Return what a function makes of a partition as a series of one object."""
+    import pandas as pd
+
+    return pd.Series(boxed(X, y, *args, function=function), dtype=object)
+
+
+def unboxed(tasks):
+    """Compute tasks and return the objects in their boxes."""
+    return [np.asarray(box)[0] for box in dask.compute(*tasks)]
+
+
+def pick(X, y, size, draws):
+    """Return in-distribution rows of a block, the first or random ones: a number or a share."""
+    inside = np.arange(len(X))
+    if y is not None and not is_label_map(y) and len(y):
+        inside = np.flatnonzero(~is_ood(y))
+    n_rows = size if isinstance(size, int) else math.ceil(size * len(X))
+    if draws and len(inside):
+        # Not the same positions in each block.
+        seed = int(joblib.hash(np.asarray(take(X, inside[:1]))), 16)
+        inside = np.sort(np.random.default_rng(seed).permutation(inside)[:n_rows])
+    rows = inside[:n_rows]
+    return take(X, rows), None if y is None else take(y, rows)
+
+
 def take(X, rows):
     """Return rows of a block."""
     return X.iloc[rows] if hasattr(X, "iloc") else X[rows]
-
-
-def pick(X, y, n_rows, seed):
-    """Return in-distribution rows of a block, the first or random ones."""
-    inside = np.arange(len(X))
-    if y is not None and not is_label_map(y):
-        inside = np.flatnonzero(~is_ood(y)) if len(y) else inside
-    if seed is not None and n_rows < len(inside):
-        inside = np.sort(np.random.default_rng(seed).choice(inside, n_rows, replace=False))
-    rows = inside[:n_rows]
-    return take(X, rows), None if y is None else take(y, rows)
 
 
 def join_rows(pairs):
@@ -178,9 +225,9 @@ def share(estimator, learns=False):
     return dask.delayed(cloudpickle.loads)(packed, dask_key_name=name)
 
 
-def learn_block(estimator, X, y, number, n_expected):
+def learn_block(X, y, estimator, n_expected):
     """Return what a block teaches; the same when it is run again elsewhere."""
-    learned = estimator._learned.new(number, n_expected)
+    learned = estimator._learned.new(n_expected)
     if len(X):
         with computing():
             source = estimator._source(X, y, first=False, least=0)
@@ -190,25 +237,24 @@ def learn_block(estimator, X, y, number, n_expected):
     return learned
 
 
-def merge_blocks(parts):
+def merge_blocks(boxes):
     """Return what several blocks teach; what each does stays, should this run again."""
+    parts = [np.asarray(box)[0] for box in boxes]
     whole = parts[0].new()
     for part in parts:
         whole.merge(part)
-    return whole
+    return [whole]
 
 
 def learn(estimator, blocks, n_expected):
     """Return what all blocks teach, learned and merged on the workers."""
-    shared, learn_, merge = (
-        share(estimator, True),
-        dask.delayed(learn_block),
+    level, merge = (
+        blocks.map(learn_block, share(estimator, True), n_expected),
         dask.delayed(merge_blocks),
     )
-    level = [learn_(shared, X, y, i, n_expected) for i, (X, y) in enumerate(blocks.pairs)]
     while len(level) > 1:
         level = [merge(level[i : i + FAN_IN]) for i in range(0, len(level), FAN_IN)]
-    return level[0].compute()
+    return unboxed(level)[0]
 
 
 def first_rows(estimator, blocks):
@@ -263,22 +309,24 @@ def map_rows(estimator, method, X):
         Rows.
     """
     blocks = Blocks(X, None)
-    is_frame = hasattr(X, "columns")
-    one = X._meta_nonempty if is_frame else np.ones((1, *X.shape[1:]), X.dtype)
+    X = blocks.X
+    one = np.ones((1, *X.shape[1:]), X.dtype) if blocks.is_array else X._meta_nonempty
+    # Of one row, to know the shape and the dtype of others.
     nothing = getattr(estimator, method)(one)[:0]
-    shared, task = share(estimator), dask.delayed(call)
-    lengths = blocks.lengths or [math.nan] * len(blocks.pairs)
-    return da.concatenate(
-        [
-            da.from_delayed(
-                task(shared, method, block, nothing), (n, *nothing.shape[1:]), meta=nothing
-            )
-            for n, (block, _) in zip(lengths, blocks.pairs, strict=True)
-        ],
-        allow_unknown_chunksizes=True,
+    how = {"estimator": share(estimator), "method": method, "nothing": nothing}
+    if not blocks.is_array:
+        return X.map_partitions(call, **how, meta=nothing)
+    return X.map_blocks(
+        call,
+        **how,
+        drop_axis=list(range(1, X.ndim)),
+        new_axis=list(range(1, nothing.ndim)),
+        chunks=(X.chunks[0], *((size,) for size in nothing.shape[1:])),
+        dtype=nothing.dtype,
+        meta=nothing,
     )
 
 
-def call(estimator, method, X, nothing):
+def call(X, estimator, method, nothing):
     """Return what a method gives for a block."""
     return getattr(estimator, method)(X) if len(X) else nothing
