@@ -2,15 +2,19 @@
 
 import functools
 import sys
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-def is_dask(X):
+def is_dask(X: object) -> bool:
     """Tell a dask collection without importing dask: who has one has imported it."""
     dask = sys.modules.get("dask")
     return dask is not None and dask.is_dask_collection(X)
 
 
-def lazy(method):
+def lazy(method: Method) -> Method:
     """Let a method of a fitted estimator return a lazy dask array for dask X, block by block."""
 
     @functools.wraps(method)
@@ -21,4 +25,4 @@ def lazy(method):
             return distributed.map_rows(self, method.__name__, X)
         return method(self, X)
 
-    return wrapper
+    return cast(Method, wrapper)
