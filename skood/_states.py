@@ -124,9 +124,11 @@ class Reservoir(State):
         return (wanted + 12 * math.sqrt(wanted) + 100) / n_rows
 
     def choose(self, keys):
-        """Count rows by their keys as seen; return which of them to `add`."""
+        """Count rows by their keys as seen; return the index of those to `add`."""
         self.n_seen += len(keys)
-        return keys < self.bound
+        chosen = keys < self.bound
+        # All, as of the first rows, need no copy.
+        return slice(None) if bool(chosen.all()) else chosen.nonzero().squeeze(1)
 
     def add(self, rows, keys):
         """Keep rows that were chosen: a list of tensors, and their keys."""
@@ -183,7 +185,7 @@ class Reservoir(State):
         for tensor in (self.keys, *self.rows):
             columns = tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None]
             for part in columns.split(SORTED_COLUMNS, dim=1):
-                part.copy_(part[order])
+                part.copy_(part.index_select(0, order))
         return self.keys[: self.n_wanted], [tensor[: self.n_wanted] for tensor in self.rows]
 
     def to(self, device):
