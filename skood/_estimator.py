@@ -168,13 +168,12 @@ class NetworkEstimator(ModuleSharing, PrintsNetworks):
     @contextlib.contextmanager
     def _fitting(self, X, y, **how):
         """Validate X and compute on it; a failure leaves what was fitted before."""
-        before = {name: vars(self)[name] for name in ROW_ATTRIBUTES if name in vars(self)}
+        before = dict(vars(self))
         try:
             with computing():
                 yield self._source(X, y, **how)
         except BaseException:
-            for name in ROW_ATTRIBUTES:
-                vars(self).pop(name, None)
+            vars(self).clear()
             vars(self).update(before)
             raise
 
