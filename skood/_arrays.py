@@ -304,7 +304,7 @@ def join(parts, n_rows=None):
         elif stop > len(out):
             out = torch.cat([out, out.new_empty(stop, *out.shape[1:])])
         out[start:stop] = part
-    return out[:stop]
+    return torch.empty(0) if out is None else out[:stop]
 
 
 def feature_batch_rows(row_bytes, n_bytes=FEATURE_BATCH_BYTES):

@@ -25,6 +25,11 @@ def as_labels(y):
     return y
 
 
+def is_numeric(classes):
+    """Tell classes that are numbers from words."""
+    return classes.dtype.kind in "biuf"
+
+
 def _reads_as_negative(label):
     """Tell whether a string spells a negative number."""
     try:
@@ -79,13 +84,14 @@ def is_ood(y, known_classes=None):
     return mask
 
 
-def check_classes(y, classes):
-    """Raise if an in-distribution label is none of the classes."""
-    y = np.ravel(move_to_numpy(y)) if is_label_map(y) else as_labels(y)
-    others = is_ood(y, classes) & ~is_ood(y)
-    if others.any():
-        label = y[others][0]
-        raise ValueError(f"y holds the label {label!r}, which is none of the given classes.")
+def check_classes(found, maps, classes):
+    """Raise if labels that were found, or those in label maps, are none of the classes."""
+    if maps is not None:
+        found = np.unique(move_to_numpy(maps)[map_kinds(maps) > 0])
+    known = set(as_labels(classes).tolist())
+    for label in [] if found is None else found.tolist():
+        if label not in known:
+            raise ValueError(f"y holds the label {label!r}, which is none of the given classes.")
 
 
 def is_label_map(y):

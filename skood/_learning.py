@@ -14,7 +14,7 @@ from skood._arrays import (
     feature_batch_rows,
     move,
 )
-from skood._labels import encode_labels, is_label_map
+from skood._labels import encode_labels, is_label_map, is_numeric
 from skood._states import Reservoir
 from skood.functional import all_finite
 
@@ -112,7 +112,7 @@ class Learned:
             raise ValueError("Some rows come with labels and some without: give y always or never.")
         if classes is None or self.classes is None:
             self.classes = classes
-        elif (classes.dtype.kind in "OU") != (self.classes.dtype.kind in "OU"):
+        elif is_numeric(classes) != is_numeric(self.classes):
             raise TypeError(
                 f"y holds labels of {classes.dtype} where those before are {self.classes.dtype}."
             )
@@ -132,8 +132,11 @@ class Learned:
         return 1 if self.classes is None else len(self.classes)
 
     def add(self, scorer, training):
-        """Learn from the rows of a `Training`."""
+        """Learn from the rows of a `Training`, or raise before any is learned from."""
+        training.run()
         training.check()
+        if not training.n_samples:
+            return
         codes_of = self.admit(training.classes)
         for inputs, codes, _ in training.batches("learn"):
             codes, keys = codes_of.to(codes.device)[codes], self._keys(codes, training)
@@ -146,6 +149,8 @@ class Learned:
 
     def add_scores(self, scores, training):
         """Note the scores of rows, where scorers learn nothing; more than one for maps."""
+        if not training.n_samples:
+            return
         self.admit(training.classes)
         keys = self._keys(scores, training)
         chosen = self.sample.choose(keys)
@@ -308,9 +313,10 @@ class Training:
     def run(self):
         """Run the network over the rows and keep what the method consumes.
 
-        Features in memory are not kept but read again.
+        Features in memory are not kept but read again. It is run once.
         """
-        if isinstance(self._source, LabelledRows) and self._network.takes_features:
+        in_memory = isinstance(self._source, LabelledRows) and self._network.takes_features
+        if in_memory or self._store is not None:
             return
         store = TensorStore()
         for _, inputs in self._read("network"):
@@ -319,8 +325,7 @@ class Training:
 
     def check(self):
         """Raise if rows that are read only now hold NaN, before any is learned from."""
-        size = batch_rows(self._source, self._network, self._batch_size)
-        if self._store is None and self.n_samples > size:
+        if self._store is None:
             for _ in self._read("check"):
                 pass
 

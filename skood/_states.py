@@ -86,7 +86,7 @@ class Reservoir(State):
     def __init__(self, size, n_expected=0, with_codes=False):
         super().__init__()
         self.size, self.n_expected, self.with_codes = size, n_expected, with_codes
-        self.n_seen = 0
+        self.n_seen, self.n_parts = 0, 1
         self._buffers, self.n_kept = [], 0
 
     @property
@@ -160,10 +160,12 @@ class Reservoir(State):
 
     def merge(self, other):
         """Take in the sample of other rows."""
+        # Parts whose first rows are equal have equal keys: the last digit tells them apart.
+        shift, self.n_parts = self.n_parts * 2**-53, self.n_parts + other.n_parts
         self.n_seen += other.n_seen
         if not other.n_kept:
             return
-        keys = other.keys
+        keys = other.keys + shift
         chosen = keys < self.bound
         device = self._buffers[0].device if self._buffers else keys.device
         self.add([t[chosen].to(device) for t in other.rows], keys[chosen].to(device))

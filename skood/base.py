@@ -1,5 +1,6 @@
 """The base of all detectors: validation, passes over batches, the threshold, ±1 and AUROC."""
 
+import copy
 import threading
 from functools import partial
 from numbers import Real
@@ -15,8 +16,8 @@ from torch import nn
 
 from skood._arrays import PIECE_BYTES, feature_batch_rows, join, namespace_of
 from skood._compat import Interval, _fit_context, move_to_numpy
-from skood._estimator import NetworkEstimator, computing
-from skood._labels import check_classes, is_label_map, is_ood, map_kinds
+from skood._estimator import ROW_ATTRIBUTES, NetworkEstimator, computing
+from skood._labels import check_classes, is_label_map, is_numeric, is_ood, map_kinds
 from skood._lazy import is_dask, lazy
 from skood._learning import Learned, LearningScorer, Training, learn
 from skood._model import frozen_classes, is_trained, warn_of_unseen
@@ -30,6 +31,8 @@ __all__ = ["BaseDetector"]
 
 # May change from piece to piece of `partial_fit`, and differ between detectors that are merged.
 FREE_PARAMS = {"false_alarm_rate", "batch_size", "device", "verbose", "random_state"}
+# Attributes that are there from the first piece on, if at all.
+GIVEN = {*ROW_ATTRIBUTES, "model_"}
 # One thread at a time computes the thresholds that `partial_fit` left open.
 CONCLUDING = threading.RLock()
 
@@ -141,9 +144,8 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
                 "offset_": self._threshold(scores, network.dtype),
             }
             if classes is not None:
-                numeric = classes.dtype.kind not in "OU"
                 fitted["known_classes_"] = (
-                    source.like(torch.as_tensor(classes)) if numeric else classes
+                    source.like(torch.as_tensor(classes)) if is_numeric(classes) else classes
                 )
             self._keep(source, network, body, model_, **fitted)
         context.call_on_fit_task_end(estimator=self)
@@ -216,19 +218,21 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
             )
         self._validate_params()
         if not first:
-            self._check_params_are(self._fitted_params, "the first piece")
-        if classes is not None and y is not None:
-            check_classes(y, classes)
+            params = self.get_params(deep=False)
+            self._check_params_are(params, self._fitted_params, "the first piece")
+        before = dict(vars(self))
         with self._fitting(X, y, first=first, least=0) as source:
-            if first and not is_stream(X) and not len(source):
-                return self
-            if first:
-                self._begin(source)
-            else:
-                self._check_fits(source)
-            self._reopen()
-            self._learn(self._learned, source)
-        self.n_samples_seen_ = self._learned.n_rows
+            n_rows = 0
+            # Of a stream it is not known before it is read whether it holds rows to learn from.
+            if not first or is_stream(X) or len(source):
+                training = self._begin(source) if first else self._go_on(source)
+                n_rows = self._learn(self._learned, training, source, classes)
+        if first and n_rows == 0:
+            vars(self).clear()
+            vars(self).update(before)
+            return self
+        self._fitted_params = self.get_params(deep=False)
+        self.n_samples_seen_ = n_rows
         return self
 
     def _begin(self, source, pilot=None):
@@ -246,28 +250,45 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         training = Training(source, body, network, self.batch_size, random_state)
         if learns:
             training.run()
-            scorer.start(training)
+            if training.n_samples:
+                scorer.start(training)
         learned = Learned(training.seed(scorer) if learns else 0, learns)
         self._keep(source, network, body, model_, _scorer=scorer, _learned=learned)
+        return training
 
-    def _learn(self, learned, source):
-        """Add the rows to what was learned."""
-        scorer, network = self._scorer, self._network
-        training = Training(source, self._body, network, self.batch_size)
-        learned.to(network.device)
-        if isinstance(scorer, LearningScorer):
+    def _go_on(self, source):
+        """Make ready to learn from more rows."""
+        self._check_fits(source)
+        self._reopen()
+        self._learned.to(self._network.device)
+        return self._training(source)
+
+    def _training(self, source):
+        """Return rows as the method consumes them."""
+        return Training(source, self._body, self._network, self.batch_size)
+
+    def _learn(self, learned, training, source, classes=None):
+        """Add the rows to what was learned; return how many there are now."""
+        scorer = self._scorer
+        learns = isinstance(scorer, LearningScorer)
+        if learns:
             training.run()
+        else:
+            score, batches = self._plain_score(scorer, self._network), training.passes("score")
+            scores = self._training_scores(scorer, score, batches, source.dtype)
+            scores = self._inside(join(scores, training.n_rows), source.maps).flatten()
+        if classes is not None:
+            check_classes(source.classes, source.maps, classes)
+        if learns:
             learned.add(scorer, training)
-            return
-        batches = training.passes("score")
-        score = self._plain_score(scorer, network)
-        scores = join(self._training_scores(scorer, score, batches, source.dtype), training.n_rows)
-        scores = self._inside(scores, source.maps)
-        learned.add_scores(scores.flatten(), training)
+        else:
+            learned.add_scores(scores, training)
+        return learned.n_rows
 
     def _conclude(self):
         """Set the fitted attributes, from what was learned by now."""
-        learned, scorer = self._learned, self._scorer
+        # With the parameters of the last piece, whatever was set since.
+        learned, scorer, fitted = self._learned, self._scorer, self._as_fitted()
         if learned.n_rows < self._min_samples:
             raise NotFittedError(
                 f"This {type(self).__name__} has seen {learned.n_rows} in-distribution rows; it "
@@ -281,7 +302,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
                 size = self.batch_size or feature_batch_rows(sum(t[:1].nbytes for t in rows))
                 pieces = zip(*(t.split(size) for t in (*rows, keys)), strict=True)
                 batches = ((tuple(inputs), codes, some) for *inputs, codes, some in pieces)
-                dtype = self._network.dtype
+                dtype = torch.promote_types(self._network.dtype, torch.float32)
                 scores = self._training_scores(scorer, scorer.leave_one_out, batches, dtype)
                 scores = join(scores, len(keys))
                 scorer.forget()
@@ -290,9 +311,9 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
             if not len(scores):
                 raise NotFittedError("y held no in-distribution pixel: all are negative or 255.")
             concluded = {
-                **self._fitted_attributes(scorer),
+                **fitted._fitted_attributes(scorer),
                 "scorer_": scorer,
-                "offset_": self._threshold(scores, self._network.dtype),
+                "offset_": fitted._threshold(scores, self._network.dtype),
             }
             if learned.classes is not None:
                 concluded["known_classes_"] = learned.classes
@@ -300,7 +321,9 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
 
     def __getattr__(self, name):
         # After partial_fit, what follows from what was learned waits until it is asked for.
-        if name.endswith("_") and not name.startswith("_") and "_learned" in vars(self):
+        # scikit-learn asks for feature names with each piece.
+        waits = name.endswith("_") and not name.startswith("_") and name not in GIVEN
+        if waits and "_learned" in vars(self):
             with CONCLUDING:
                 if "_concluded" not in vars(self):
                     self._conclude()
@@ -370,11 +393,13 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
             raise ValueError("A detector cannot be merged with itself: its rows would count twice.")
         if "_learned" not in vars(self) or "_learned" not in vars(other):
             raise ValueError("merge takes what partial_fit has learned: call that on both first.")
-        self._check_params_are(other._fitted_params, "the other detector", {"model"})
-        if self._row_shape != other._row_shape:
+        params = self._fitted_params
+        self._check_params_are(params, other._fitted_params, "the other detector", {"model"})
+        one, two = ((d._row_shape, d._network.dtype) for d in (self, other))
+        if one != two:
             raise ValueError(
-                f"The detectors learned from rows of shape {self._row_shape} and "
-                f"{other._row_shape}."
+                f"The detectors learned from rows of shape {one[0]} as {one[1]} and of shape "
+                f"{two[0]} as {two[1]}."
             )
         if not self._network.equals(other._network):
             fitted = (
@@ -391,9 +416,10 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
                     'place of "auto".'
                 )
 
-    def _check_params_are(self, expected, whose, but=()):
+    @staticmethod
+    def _check_params_are(params, expected, whose, but=()):
         """Raise if a parameter that decides what is learned has another value."""
-        for name, value in self.get_params(deep=False).items():
+        for name, value in params.items():
             there = expected[name]
             if name in FREE_PARAMS or name in but or value is there:
                 continue
@@ -647,10 +673,12 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
 
     def __sklearn_array_api_convert__(self, converter):
         """Return a copy that takes X of another array library or device."""
+        classes = getattr(self, "known_classes_", None)
         moved = type(self).__new__(type(self))
         moved.__setstate__(self.__getstate__())
-        classes = getattr(self, "known_classes_", None)
-        if classes is not None and move_to_numpy(classes).dtype.kind not in "OU":
+        if "_learned" in vars(self):
+            moved._learned = copy.deepcopy(self._learned)
+        if classes is not None and is_numeric(move_to_numpy(classes)):
             moved.known_classes_ = converter(classes)
         moved._namespace, moved._native_device = namespace_of(converter(np.empty(0)))
         return moved

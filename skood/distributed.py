@@ -232,7 +232,7 @@ def learn_block(X, y, estimator, n_expected):
         with computing():
             source = estimator._source(X, y, first=False, least=0)
             estimator._check_fits(source)
-            estimator._learn(learned, source)
+            estimator._learn(learned, estimator._training(source), source)
         learned.to("cpu")
     return learned
 
