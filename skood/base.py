@@ -48,6 +48,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
     scorer_: nn.Module
     known_classes_: np.ndarray
     n_features_in_: int
+    n_samples_seen_: int
 
     _parameter_constraints = {
         **NetworkEstimator._parameter_constraints,
@@ -210,8 +211,8 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
                 "anew. Let partial_fit learn the first piece too."
             )
         self._validate_params()
+        params = self.get_params(deep=False)
         if not first:
-            params = self.get_params(deep=False)
             self._check_params_are(params, self._fitted_params, "the first piece")
         before = dict(vars(self))
         with self._fitting(X, y, first=first, least=0) as source:
@@ -224,8 +225,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
             vars(self).clear()
             vars(self).update(before)
             return self
-        self._fitted_params = self.get_params(deep=False)
-        self.n_samples_seen_ = n_rows
+        self._fitted_params, self.n_samples_seen_ = params, n_rows
         return self
 
     def _begin(self, source):

@@ -96,7 +96,7 @@ def assert_same(found, expected, X, tolerance):
 
 
 some = settings(
-    max_examples=12,
+    max_examples=20,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),
@@ -161,6 +161,13 @@ def test_gaussians_far_from_zero(covariance_type):
         detector.score_samples(X + 1000.0), expected.score_samples(X), rtol=1e-8
     )
     assert detector.offset_ == pytest.approx(expected.offset_, rel=1e-8)
+
+
+def test_gaussians_too_far_from_zero():
+    X, y = data()
+    for learn in (GMMDetector().fit, GMMDetector().partial_fit):
+        with pytest.raises(ValueError, match="overflow"):
+            _ = learn(X * 1e160, y).offset_
 
 
 # -- samples
