@@ -259,7 +259,9 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
             training.run()
         else:
             score, batches = self._plain_score(scorer, self._network), training.passes("score")
-            scores = self._training_scores(scorer, score, batches, source.dtype)
+            # Warns of unfit features once, not with each piece.
+            first = learned.n_rows == 0
+            scores = self._training_scores(scorer, score, batches, source.dtype, inspect=first)
             scores = self._inside(join(scores, training.n_rows), source.maps).flatten()
         if classes is not None:
             check_classes(source.classes, source.maps, classes)
@@ -441,10 +443,10 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         """Return what scores training rows where nothing is learned from them."""
         return lambda inputs, _: apply(scorer, inputs, network)
 
-    def _training_scores(self, scorer, score, batches, dtype):
+    def _training_scores(self, scorer, score, batches, dtype, inspect=True):
         """Yield the scores of batches of training rows."""
         for number, (inputs, *where) in enumerate(batches):
-            if number == 0:
+            if inspect and number == 0:
                 self._inspect(scorer, inputs)
             yield self._finish_scores(score(inputs, *where), dtype)
 
