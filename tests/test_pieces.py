@@ -265,6 +265,13 @@ def test_banks_are_random_samples(bank_size, n_bank):
         )
 
 
+def test_parts_draw_on_their_own():
+    """With one random_state, other content still draws other positions."""
+    detector = NNGuideDetector(nn.Linear(2, 3).double(), bank_size=30, random_state=0)
+    one, other = (clone(detector).partial_fit(part) for part in np.split(circle(200), 2))
+    assert set(bank_of(one)) != set(bank_of(other) - 100)
+
+
 def test_parts_with_equal_first_rows():
     """Their keys are the same random numbers; each row is still left out on its own."""
     X, y = data()
