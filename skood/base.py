@@ -49,6 +49,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
     scorer_: nn.Module
     known_classes_: np.ndarray
     n_features_in_: int
+    n_samples_seen_: int
 
     _parameter_constraints = {
         **NetworkEstimator._parameter_constraints,
@@ -217,8 +218,8 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
                 "anew. Let partial_fit learn the first piece too."
             )
         self._validate_params()
+        params = self.get_params(deep=False)
         if not first:
-            params = self.get_params(deep=False)
             self._check_params_are(params, self._fitted_params, "the first piece")
         before = dict(vars(self))
         with self._fitting(X, y, first=first, least=0) as source:
@@ -231,8 +232,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
             vars(self).clear()
             vars(self).update(before)
             return self
-        self._fitted_params = self.get_params(deep=False)
-        self.n_samples_seen_ = n_rows
+        self._fitted_params, self.n_samples_seen_ = params, n_rows
         return self
 
     def _begin(self, source, pilot=None):
@@ -275,7 +275,9 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
             training.run()
         else:
             score, batches = self._plain_score(scorer, self._network), training.passes("score")
-            scores = self._training_scores(scorer, score, batches, source.dtype)
+            # Warns of unfit features once, not with each piece.
+            first = learned.n_rows == 0
+            scores = self._training_scores(scorer, score, batches, source.dtype, inspect=first)
             scores = self._inside(join(scores, training.n_rows), source.maps).flatten()
         if classes is not None:
             check_classes(source.classes, source.maps, classes)
@@ -461,10 +463,10 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         """Return what scores training rows where nothing is learned from them."""
         return lambda inputs, _: apply(scorer, inputs, network)
 
-    def _training_scores(self, scorer, score, batches, dtype):
+    def _training_scores(self, scorer, score, batches, dtype, inspect=True):
         """Yield the scores of batches of training rows."""
         for number, (inputs, *where) in enumerate(batches):
-            if number == 0:
+            if inspect and number == 0:
                 self._inspect(scorer, inputs)
             yield self._finish_scores(score(inputs, *where), dtype)
 

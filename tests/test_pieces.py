@@ -5,6 +5,7 @@ import io
 import math
 import pickle
 import threading
+import warnings
 
 import joblib
 import numpy as np
@@ -96,7 +97,7 @@ def assert_same(found, expected, X, tolerance):
 
 
 some = settings(
-    max_examples=12,
+    max_examples=20,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),
@@ -161,6 +162,13 @@ def test_gaussians_far_from_zero(covariance_type):
         detector.score_samples(X + 1000.0), expected.score_samples(X), rtol=1e-8
     )
     assert detector.offset_ == pytest.approx(expected.offset_, rel=1e-8)
+
+
+def test_gaussians_too_far_from_zero():
+    X, y = data()
+    for learn in (GMMDetector().fit, GMMDetector().partial_fit):
+        with pytest.raises(ValueError, match="overflow"):
+            _ = learn(X * 1e160, y).offset_
 
 
 # -- samples
@@ -257,6 +265,13 @@ def test_banks_are_random_samples(bank_size, n_bank):
         )
 
 
+def test_parts_draw_on_their_own():
+    """With one random_state, other content still draws other positions."""
+    detector = NNGuideDetector(nn.Linear(2, 3).double(), bank_size=30, random_state=0)
+    one, other = (clone(detector).partial_fit(part) for part in np.split(circle(200), 2))
+    assert set(bank_of(one)) != set(bank_of(other) - 100)
+
+
 def test_parts_with_equal_first_rows():
     """Their keys are the same random numbers; each row is still left out on its own."""
     X, y = data()
@@ -268,12 +283,19 @@ def test_parts_with_equal_first_rows():
     assert len(set(found.scorer_.bank[:, 0].tolist())) == N_ROWS - 2
 
 
+def assert_threshold(detector, expected, X, n_rows):
+    """Compare with five standard errors, the density by the scores around the threshold."""
+    alpha = expected.false_alarm_rate
+    share = math.sqrt(alpha * (1 - alpha) / n_rows)
+    low, high = np.quantile(expected.score_samples(X), [alpha - 0.01, alpha + 0.01])
+    assert abs(detector.offset_ - expected.offset_) < 5 * share * (high - low) / 0.02
+    assert abs(np.mean(detector.predict(X) < 0) - alpha) < 5 * share
+
+
 def test_thresholds_of_a_sample():
-    """Within five of its standard errors, the density by the scores around the threshold."""
     rng = np.random.default_rng(0)
-    n_rows, alpha, m = 60_000, 0.05, learning.N_THRESHOLD_ROWS
-    y = rng.integers(0, 3, n_rows)
-    X = rng.normal(size=(3, 4))[y] * 3 + rng.normal(size=(n_rows, 4))
+    y = rng.integers(0, 3, 60_000)
+    X = 3 * rng.normal(size=(3, 4))[y] + rng.normal(size=(60_000, 4))
     net = seeded(nn.Linear, in_features=4, out_features=3).double()
     for detector in (
         GMMDetector(),
@@ -282,14 +304,21 @@ def test_thresholds_of_a_sample():
         NACDetector(net, alpha=1.0, o_star=5000.0),
     ):
         expected = clone(detector).fit(X, y)
-        for part in np.array_split(rng.permutation(n_rows), 100):
+        for part in np.array_split(rng.permutation(60_000), 100):
             detector.partial_fit(X[part], y[part])
-        low, high = np.quantile(expected.score_samples(X), [alpha - 0.01, alpha + 0.01])
-        error = math.sqrt(alpha * (1 - alpha) / m) * (high - low) / 0.02
-        assert abs(detector.offset_ - expected.offset_) < 5 * error
-        assert abs(np.mean(detector.predict(X) < 0) - alpha) < 5 * math.sqrt(
-            alpha * (1 - alpha) / m
-        )
+        assert_threshold(detector, expected, X, learning.N_THRESHOLD_ROWS)
+
+
+def test_threshold_of_a_sample_of_neighbours(monkeypatch):
+    """Samples of 1000 rows, where those of 20 000 take long."""
+    monkeypatch.setattr(learning, "N_THRESHOLD_ROWS", 1000)
+    X, y = data(n_rows=6000)
+    detector = NNGuideDetector(head())
+    expected = clone(detector).fit(X, y)
+    for part in np.array_split(np.random.default_rng(0).permutation(6000), 100):
+        detector.partial_fit(X[part], y[part])
+    np.testing.assert_allclose(detector.score_samples(X), expected.score_samples(X), rtol=1e-12)
+    assert_threshold(detector, expected, X, 1000)
 
 
 def test_memory_does_not_grow(monkeypatch):
@@ -724,6 +753,16 @@ def test_around_detectors_of_pieces():
     calibrated = ConformalDetector(FrozenEstimator(found)).fit(X[:40])
     assert ((calibrated.p_values(X) > 0) & (calibrated.p_values(X) <= 1)).all()
     assert clone(frozen).estimator is found and found.n_samples_seen_ == N_ROWS
+
+
+def test_features_are_warned_of_once():
+    X, y = data()
+    detector = ASHDetector(head())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for start in range(0, N_ROWS, 6):
+            detector.partial_fit(X[start : start + 6], y[start : start + 6])
+    assert len(caught) == 1 and "signed" in str(caught[0].message)
 
 
 def test_subclasses_without_random_state():

@@ -24,7 +24,7 @@ from skood._learning import LearningScorer
 from skood._typing import Device, Model
 from skood._warnings import warn
 from skood.base import BaseDetector
-from skood.functional import clip_to
+from skood.functional import all_finite, clip_to
 
 # What a block of rows takes, and its differences from the means for diagonal covariances: these
 # stay in cache.
@@ -66,6 +66,8 @@ class GMMScorer(LearningScorer):
         """Factor the covariances, with a larger ridge where they are singular."""
         self.moments, self.means = state, state.means.clone()
         counts, scatters = state.counts, state.scatters
+        if not all_finite(scatters):
+            raise ValueError("The squares of the features overflow: scale them, to about 1.")
         n_rows = counts.sum()
         self.log_weights = (counts / n_rows).log()
         variances = scatters if state.shape == "diag" else scatters.diagonal(dim1=1, dim2=2)
@@ -328,6 +330,8 @@ class GMMDetector(BaseDetector):
         The fitted clone of `model`, where there was one to fit.
     n_features_in_ : int
         The size of X's second axis.
+    n_samples_seen_ : int
+        In-distribution rows that ``partial_fit`` has learned from; after it alone.
 
     See Also
     --------

@@ -120,6 +120,8 @@ class GradNormDetector(BaseDetector):
         The fitted clone of `model`, where there was one to fit.
     n_features_in_ : int
         The size of X's second axis.
+    n_samples_seen_ : int
+        In-distribution rows that ``partial_fit`` has learned from; after it alone.
 
     See Also
     --------
