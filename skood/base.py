@@ -575,18 +575,20 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         if y is None and not is_stream(X):
             raise ValueError(needs)
         if is_dask(X):
-            scores, y = torch.from_numpy(np.asarray(self.score_samples(X))), np.asarray(y)
+            from skood import distributed
+
+            scores, y = distributed.compute(self.score_samples(X), y)
         else:
             rows, scores = self._score(X, "score", y)
-            y = rows.labels if is_stream(X) else y
+            scores, y = scores.cpu().numpy(), rows.labels if is_stream(X) else y
         if y is None:
             raise ValueError(needs)
         if scores.ndim > 1:
-            kinds, scores = self._pixel_kinds(y, scores), scores.cpu().numpy()
+            kinds = self._pixel_kinds(y, scores)
             return auroc_score(kinds[kinds != 0], scores[kinds != 0])
         ood = is_ood(y, self._known_labels())
         warn_of_unseen(self, y, ood)
-        return auroc_score(np.where(ood, -1, 1), scores.cpu().numpy())
+        return auroc_score(np.where(ood, -1, 1), scores)
 
     @staticmethod
     def _pixel_kinds(y, scores):

@@ -11,7 +11,7 @@ from torch import nn
 
 from skood._compat import move_to_numpy
 from skood._estimator import computing
-from skood._labels import as_labels, is_label_map, is_ood
+from skood._labels import as_labels, encode_labels, is_label_map
 from skood._modules import private_copy, unwrap
 
 # States that one task brings together: a tree over 20 000 blocks is 5 high.
@@ -43,15 +43,9 @@ class Blocks:
     """
 
     def __init__(self, X, y):
-        self.lengths = None
-        if isinstance(X, da.Array):
-            X = whole_rows(X)
-            if not any(map(math.isnan, X.chunks[0])):
-                self.lengths = [int(n) for n in X.chunks[0]]
-        elif not hasattr(X, "to_delayed") or not hasattr(X, "columns"):
-            raise TypeError(
-                f"X is a dask {type(X).__name__}; it must be a dask array or dataframe."
-            )
+        X, self.lengths = whole_rows(X), None
+        if isinstance(X, da.Array) and not any(map(math.isnan, X.chunks[0])):
+            self.lengths = [int(n) for n in X.chunks[0]]
         blocks = np.ravel(X.to_delayed()).tolist()
         self.pairs = list(zip(blocks, self._labels(y, len(blocks)), strict=True))
 
@@ -63,7 +57,7 @@ class Blocks:
             if self.lengths is None:
                 raise ValueError(
                     "The blocks of X are of unknown lengths, so y must be a dask collection with "
-                    "the same blocks; or call X.compute_chunk_sizes() first."
+                    "the same blocks; or, of an array, call X.compute_chunk_sizes() first."
                 )
             y = y if is_label_map(y) else as_labels(y)
             self._check_length(len(y))
@@ -100,8 +94,14 @@ class Blocks:
         found = []
         for X, y in self.pairs:
             found.append(dask.delayed(pick)(X, y, 2, None).compute())
-            if sum(len(X) for X, _ in found) >= 2:
+            n_rows = sum(len(X) for X, _ in found)
+            if n_rows >= 2:
                 break
+        if n_rows < 2 and y is not None:
+            raise ValueError(
+                f"Found {n_rows} in-distribution sample(s) (a label that is not negative) in all "
+                "blocks of X, while a minimum of 2 is required."
+            )
         return join_rows(found)
 
     def sample(self, n_rows, n_blocks=None):
@@ -120,8 +120,13 @@ class Blocks:
 
 
 def whole_rows(X):
-    """Return an array whose blocks hold whole rows."""
-    return X.rechunk(dict.fromkeys(range(1, X.ndim), -1))
+    """Return an array whose blocks hold whole rows, or a dataframe, whose blocks do."""
+    if isinstance(X, da.Array):
+        return X.rechunk(dict.fromkeys(range(1, X.ndim), -1))
+    # Of the class: a Delayed has any attribute.
+    if hasattr(type(X), "map_partitions") and hasattr(type(X), "columns"):
+        return X
+    raise TypeError(f"X is a dask {type(X).__name__}; it must be a dask array or dataframe.")
 
 
 def take(X, rows):
@@ -131,9 +136,7 @@ def take(X, rows):
 
 def pick(X, y, n_rows, seed):
     """Return in-distribution rows of a block, the first or random ones."""
-    inside = np.arange(len(X))
-    if y is not None and not is_label_map(y):
-        inside = np.flatnonzero(~is_ood(y)) if len(y) else inside
+    inside, _, _ = encode_labels(None if is_label_map(y) else y, len(X), least=0)
     if seed is not None and n_rows < len(inside):
         inside = np.sort(np.random.default_rng(seed).choice(inside, n_rows, replace=False))
     rows = inside[:n_rows]
@@ -185,7 +188,8 @@ def learn_block(estimator, X, y, number, n_expected):
         with computing():
             source = estimator._source(X, y, first=False, least=0)
             estimator._check_fits(source)
-            estimator._learn(learned, source)
+            if len(source):
+                estimator._learn(learned, source)
         learned.to("cpu")
     return learned
 
@@ -250,6 +254,14 @@ def fit(detector, X, y):
         detector._close()
 
 
+def compute(scores, y):
+    """Return scores and labels, computed together: what both come from is read once."""
+    if hasattr(y, "map_partitions"):
+        # dask warns when it computes arrays and series together.
+        y = y.map_partitions(np.asarray, meta=np.empty(0, object))
+    return dask.compute(scores, y, traverse=False)
+
+
 def map_rows(estimator, method, X):
     """Return the results of a method for each row, as a lazy dask array with the blocks of X.
 
@@ -262,23 +274,22 @@ def map_rows(estimator, method, X):
     X : dask array or dataframe
         Rows.
     """
-    blocks = Blocks(X, None)
+    X = whole_rows(X)
     is_frame = hasattr(X, "columns")
     one = X._meta_nonempty if is_frame else np.ones((1, *X.shape[1:]), X.dtype)
     nothing = getattr(estimator, method)(one)[:0]
-    shared, task = share(estimator), dask.delayed(call)
-    lengths = blocks.lengths or [math.nan] * len(blocks.pairs)
-    return da.concatenate(
-        [
-            da.from_delayed(
-                task(shared, method, block, nothing), (n, *nothing.shape[1:]), meta=nothing
-            )
-            for n, (block, _) in zip(lengths, blocks.pairs, strict=True)
-        ],
-        allow_unknown_chunksizes=True,
+    arguments = call, share(estimator), method, nothing
+    if is_frame:
+        return X.map_partitions(*arguments, meta=nothing)
+    return X.map_blocks(
+        *arguments,
+        chunks=(X.chunks[0], *nothing.shape[1:]),
+        drop_axis=range(1, X.ndim),
+        new_axis=range(1, nothing.ndim),
+        meta=nothing,
     )
 
 
-def call(estimator, method, X, nothing):
+def call(X, estimator, method, nothing):
     """Return what a method gives for a block."""
     return getattr(estimator, method)(X) if len(X) else nothing
