@@ -7,11 +7,13 @@ import cloudpickle
 import dask
 import numpy as np
 from dask import array as da
+from dask.sizeof import sizeof
 from torch import nn
 
 from skood._compat import move_to_numpy
 from skood._estimator import computing
 from skood._labels import as_labels, encode_labels, is_label_map
+from skood._learning import Learned
 from skood._modules import private_copy, unwrap
 
 # States that one task brings together: a tree over 20 000 blocks is 5 high.
@@ -192,6 +194,13 @@ def learn_block(estimator, X, y, number, n_expected):
                 estimator._learn(learned, source)
         learned.to("cpu")
     return learned
+
+
+@sizeof.register(Learned)
+def sizeof_learned(learned):
+    """Tell dask how much it moves, or writes to disk where memory is short."""
+    states = [s.__getstate__() for s in (learned.sample, learned.state) if s is not None]
+    return sum(sizeof(value) for state in states for value in state.values())
 
 
 def merge_blocks(parts):
