@@ -10,11 +10,6 @@ def is_dask(X):
     return dask is not None and dask.is_dask_collection(X)
 
 
-def compute(*values):
-    """Return the values of dask collections, computed together, and others as they are."""
-    return sys.modules["dask"].compute(*values, traverse=False)
-
-
 def lazy(method):
     """Let a method of a fitted estimator return a lazy dask array for dask X, block by block."""
 

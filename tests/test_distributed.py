@@ -134,9 +134,7 @@ class TestLabels:
         X_dask = da.from_array(X, ((200, 0, 1, 699), 6))
         y = np.where(np.arange(900) < 250, -1, y)
         expected = GMMDetector().fit(X, y)
-        mine = ((300, 600),)
-        of = [y, y.tolist(), pd.Series(y), da.from_array(y, mine), da.from_array(y, (400,))]
-        for labels in of:
+        for labels in (y, y.tolist(), pd.Series(y), da.from_array(y, 400)):
             assert_same(GMMDetector().fit(X_dask, labels), expected, X)
             assert GMMDetector().fit(X_dask, labels).score(X_dask, labels) == pytest.approx(
                 expected.score(X, y)
@@ -325,8 +323,9 @@ class TestWhatMoves:
 
         for name in ("learn_block", "merge_blocks"):
             monkeypatch.setattr(distributed, name, noting(getattr(distributed, name)))
-        detector = NNGuideDetector(seeded(MLP, 4).fc, k=3, bank_size=100, random_state=0)
-        detector.set_params(model=seeded(MLP, 4, 4).double()).fit(da.from_array(X, (500, 4)))
+        net = seeded(MLP, 4).double()
+        detector = NNGuideDetector(net, k=3, bank_size=100, random_state=0)
+        detector.fit(da.from_array(X, (500, 4)))
         banks, samples = np.transpose(learned)
         # Of 100 rows, 0.5 on average, and of 20 000, 100, with room for chance.
         assert len(learned) == 200 and banks.max() <= 10 and samples.max() <= 150
