@@ -221,7 +221,8 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         params = self.get_params(deep=False)
         if not first:
             self._check_params_are(params, self._fitted_params, "the first piece")
-        before = dict(vars(self))
+        state = vars(self)
+        before = state.copy()
         with self._fitting(X, y, first=first, least=0) as source:
             n_rows = 0
             # Of a stream it is not known before it is read whether it holds rows to learn from.
@@ -229,8 +230,8 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
                 training = self._begin(source) if first else self._go_on(source)
                 n_rows = self._learn(self._learned, training, source, classes)
         if first and n_rows == 0:
-            vars(self).clear()
-            vars(self).update(before)
+            state.clear()
+            state.update(before)
             return self
         self._fitted_params, self.n_samples_seen_ = params, n_rows
         return self
@@ -603,18 +604,20 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, NetworkEstimator):
         if y is None and not is_stream(X):
             raise ValueError(needs)
         if is_dask(X):
-            scores, y = torch.as_tensor(np.asarray(self.score_samples(X))), np.asarray(y)
+            from skood import distributed
+
+            scores, y = distributed.compute(self.score_samples(X), y)
         else:
             rows, scores = self._score(X, "score", y)
-            y = rows.labels if is_stream(X) else y
+            scores, y = scores.cpu().numpy(), rows.labels if is_stream(X) else y
         if y is None:
             raise ValueError(needs)
         if scores.ndim > 1:
             kinds = self._pixel_kinds(y, scores)
-            return auroc_score(kinds[kinds != 0], scores.cpu().numpy()[kinds != 0])
+            return auroc_score(kinds[kinds != 0], scores[kinds != 0])
         ood = is_ood(y, self._known_labels())
         warn_of_unseen(self, y, ood)
-        return auroc_score(np.where(ood, -1, 1), scores.cpu().numpy())
+        return auroc_score(np.where(ood, -1, 1), scores)
 
     @staticmethod
     def _pixel_kinds(y, scores):

@@ -8,11 +8,13 @@ import dask
 import joblib
 import numpy as np
 from dask import array as da
+from dask.sizeof import sizeof
 from torch import nn
 
 from skood._compat import move_to_numpy
 from skood._estimator import computing
-from skood._labels import as_labels, is_label_map, is_ood
+from skood._labels import as_labels, encode_labels, is_label_map
+from skood._learning import Learned
 from skood._modules import private_copy, unwrap
 
 # States that one task brings together: a tree over 20 000 blocks is 5 high.
@@ -42,15 +44,10 @@ class Blocks:
     """
 
     def __init__(self, X, y):
+        X = whole_rows(X)
         self.is_array, self.lengths = isinstance(X, da.Array), None
-        if self.is_array:
-            X = whole_rows(X)
-            if not any(map(math.isnan, X.chunks[0])):
-                self.lengths = X.chunks[0]
-        elif not hasattr(X, "map_partitions") or not hasattr(X, "columns"):
-            raise TypeError(
-                f"X is a dask {type(X).__name__}; it must be a dask array or dataframe."
-            )
+        if self.is_array and not any(map(math.isnan, X.chunks[0])):
+            self.lengths = X.chunks[0]
         self.n_blocks = X.numblocks[0] if self.is_array else X.npartitions
         self.X, self.y = X, None if y is None else self._labels(y)
 
@@ -60,9 +57,9 @@ class Blocks:
             if self.lengths is None:
                 raise ValueError(
                     "The blocks of X are of unknown lengths, so y must be a dask collection with "
-                    "the same blocks; or call X.compute_chunk_sizes() first."
+                    "the same blocks; or, of an array, call X.compute_chunk_sizes() first."
                 )
-            y = da.from_array(y if is_label_map(y) else as_labels(y))
+            y = da.from_array(y if is_label_map(y) else as_labels(y), -1)
         if self.is_array and not isinstance(y, da.Array):
             y = y.to_dask_array()
         if self.is_array != isinstance(y, da.Array):
@@ -92,8 +89,7 @@ class Blocks:
             # None as axes: handed on as they are.
             others = [part for arg in args for part in (arg, None)]
             mapped = da.blockwise(
-                *(boxed, (0,), X, axes(X), y, axes(y), *others),
-                function=function,
+                *(function, (0,), X, axes(X), y, axes(y), *others),
                 adjust_chunks={0: 1},
                 align_arrays=False,
                 concatenate=True,
@@ -103,9 +99,8 @@ class Blocks:
         else:
             if chosen is not None:
                 X, y = X.partitions[chosen], None if y is None else y.partitions[chosen]
-            nothing = X._meta.index.to_series().astype(object).iloc[:0]
-            mapped = X.map_partitions(boxed_series, y, *args, function=function, meta=nothing)
-        return mapped.to_delayed().tolist() if self.is_array else mapped.to_delayed()
+            mapped = X.map_partitions(function, y, *args, meta=np.empty(0, object))
+        return mapped.to_delayed().tolist()
 
     def n_expected(self):
         """Return a number of in-distribution rows that there are at least, 0 where none is known.
@@ -121,9 +116,15 @@ class Blocks:
         """Return the first two in-distribution rows and their labels."""
         found = []
         for i in range(self.n_blocks):
-            found += unboxed(self.map(pick, 2, False, chosen=[i]))
-            if sum(len(X) for X, _ in found) >= 2:
+            found += dask.compute(*self.map(pick, 2, False, chosen=[i]))
+            n_rows = sum(len(X) for X, _ in found)
+            if n_rows >= 2:
                 break
+        if n_rows < 2 and self.y is not None:
+            raise ValueError(
+                f"Found {n_rows} in-distribution sample(s) (a label that is not negative) in all "
+                "blocks of X, while a minimum of 2 is required."
+            )
         return join_rows(found)
 
     def sample(self, n_rows, n_blocks=None):
@@ -136,12 +137,17 @@ class Blocks:
             size = math.ceil(n_rows / len(chosen))
         else:
             size = n_rows / max(1, sum(self.lengths[i] for i in chosen))
-        return join_rows(unboxed(self.map(pick, size, True, chosen=chosen.tolist())))
+        return join_rows(dask.compute(*self.map(pick, size, True, chosen=chosen.tolist())))
 
 
 def whole_rows(X):
-    """Return an array whose blocks hold whole rows."""
-    return X.rechunk(dict.fromkeys(range(1, X.ndim), -1))
+    """Return an array whose blocks hold whole rows, or a dataframe, whose blocks do."""
+    if isinstance(X, da.Array):
+        return X.rechunk(dict.fromkeys(range(1, X.ndim), -1))
+    # Of the class: a Delayed has any attribute.
+    if hasattr(type(X), "map_partitions") and hasattr(type(X), "columns"):
+        return X
+    raise TypeError(f"X is a dask {type(X).__name__}; it must be a dask array or dataframe.")
 
 
 def axes(X):
@@ -149,30 +155,9 @@ def axes(X):
     return None if X is None else tuple(range(X.ndim))
 
 
-def boxed(X, y, *args, function):
-    """Return what a function makes of a block as an array of one object."""
-    box = np.empty(1, object)
-    box[0] = function(X, y, *args)
-    return box
-
-
-def boxed_series(X, y, *args, function):
-    """Return what a function makes of a partition as a series of one object."""
-    import pandas as pd
-
-    return pd.Series(boxed(X, y, *args, function=function), dtype=object)
-
-
-def unboxed(tasks):
-    """Compute tasks and return the objects in their boxes."""
-    return [np.asarray(box)[0] for box in dask.compute(*tasks)]
-
-
 def pick(X, y, size, draws):
     """Return in-distribution rows of a block, the first or random ones: a number or a share."""
-    inside = np.arange(len(X))
-    if y is not None and not is_label_map(y) and len(y):
-        inside = np.flatnonzero(~is_ood(y))
+    inside, _, _ = encode_labels(None if is_label_map(y) else y, len(X), least=0)
     n_rows = size if isinstance(size, int) else math.ceil(size * len(X))
     if draws and len(inside):
         # Not the same positions in each block.
@@ -237,24 +222,28 @@ def learn_block(X, y, estimator, n_expected):
     return learned
 
 
-def merge_blocks(boxes):
+@sizeof.register(Learned)
+def sizeof_learned(learned):
+    """Tell dask how much it moves, or writes to disk where memory is short."""
+    states = [s.__getstate__() for s in (learned.sample, learned.state) if s is not None]
+    return sum(sizeof(value) for state in states for value in state.values())
+
+
+def merge_blocks(parts):
     """Return what several blocks teach; what each does stays, should this run again."""
-    parts = [np.asarray(box)[0] for box in boxes]
     whole = parts[0].new()
     for part in parts:
         whole.merge(part)
-    return [whole]
+    return whole
 
 
 def learn(estimator, blocks, n_expected):
     """Return what all blocks teach, learned and merged on the workers."""
-    level, merge = (
-        blocks.map(learn_block, share(estimator, True), n_expected),
-        dask.delayed(merge_blocks),
-    )
+    level = blocks.map(learn_block, share(estimator, True), n_expected)
+    merge = dask.delayed(merge_blocks)
     while len(level) > 1:
         level = [merge(level[i : i + FAN_IN]) for i in range(0, len(level), FAN_IN)]
-    return unboxed(level)[0]
+    return level[0].compute()
 
 
 def first_rows(estimator, blocks):
@@ -296,6 +285,14 @@ def fit(detector, X, y):
         detector._close()
 
 
+def compute(scores, y):
+    """Return scores and labels, computed together: what both come from is read once."""
+    if hasattr(y, "map_partitions"):
+        # dask warns when it computes arrays and series together.
+        y = y.map_partitions(np.asarray, meta=np.empty(0, object))
+    return dask.compute(scores, y, traverse=False)
+
+
 def map_rows(estimator, method, X):
     """Return the results of a method for each row, as a lazy dask array with the blocks of X.
 
@@ -308,21 +305,18 @@ def map_rows(estimator, method, X):
     X : dask array or dataframe
         Rows.
     """
-    blocks = Blocks(X, None)
-    X = blocks.X
-    one = np.ones((1, *X.shape[1:]), X.dtype) if blocks.is_array else X._meta_nonempty
-    # Of one row, to know the shape and the dtype of others.
+    X = whole_rows(X)
+    is_frame = hasattr(X, "columns")
+    one = X._meta_nonempty if is_frame else np.ones((1, *X.shape[1:]), X.dtype)
     nothing = getattr(estimator, method)(one)[:0]
-    how = {"estimator": share(estimator), "method": method, "nothing": nothing}
-    if not blocks.is_array:
-        return X.map_partitions(call, **how, meta=nothing)
+    arguments = call, share(estimator), method, nothing
+    if is_frame:
+        return X.map_partitions(*arguments, meta=nothing)
     return X.map_blocks(
-        call,
-        **how,
-        drop_axis=list(range(1, X.ndim)),
-        new_axis=list(range(1, nothing.ndim)),
-        chunks=(X.chunks[0], *((size,) for size in nothing.shape[1:])),
-        dtype=nothing.dtype,
+        *arguments,
+        chunks=(X.chunks[0], *nothing.shape[1:]),
+        drop_axis=range(1, X.ndim),
+        new_axis=range(1, nothing.ndim),
         meta=nothing,
     )
 
