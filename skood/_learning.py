@@ -1,7 +1,5 @@
 """Rows as a method consumes them, and scorers that learn from them as a fold over batches."""
 
-import copy
-
 import joblib
 import numpy as np
 import torch
@@ -14,13 +12,8 @@ from skood._arrays import (
     feature_batch_rows,
     move,
 )
-from skood._labels import encode_labels, is_label_map, is_numeric
-from skood._states import Reservoir
+from skood._labels import encode_labels, is_label_map
 from skood.functional import all_finite
-
-# Of rows that come in pieces this many set the threshold: the share of false alarms of a 5 %
-# threshold has a standard error of 0.15 %.
-N_THRESHOLD_ROWS = 20_000
 
 
 class LearningScorer(nn.Module):
@@ -64,124 +57,6 @@ class LearningScorer(nn.Module):
 
     def forget(self):
         """Drop what only `leave_one_out` needs."""
-
-
-class Learned:
-    """What was learned from some rows; that from disjoint rows merges.
-
-    Parameters
-    ----------
-    seed : int
-        Of what draws the rows' keys. The first row is a seed too: what several processes learn
-        does not hang on one sequence of random numbers, and is the same when it is learned again.
-    learns : bool
-        Whether the scorer is a `LearningScorer`.
-    n_expected : int, default=0
-        How many rows there will be in all, where that is known.
-
-    Attributes
-    ----------
-    n_rows : int
-        The number of in-distribution rows.
-    classes : ndarray of shape (n_classes,) or None
-        Their labels, sorted; None without.
-    state : State or None
-        The scorer's, where it learns.
-    sample : Reservoir
-        Of the rows that set the threshold: inputs and class codes, or else scores.
-    """
-
-    def __init__(self, seed, learns, n_expected=0):
-        self.n_rows, self.classes, self.state = 0, None, None
-        self.sample = Reservoir(N_THRESHOLD_ROWS, n_expected, with_codes=learns)
-        self.n_expected, self._learns = n_expected, learns
-        self._seed, self._generator = seed, None
-
-    def new(self, n_expected=0):
-        """Return what no rows have taught, for others of those that there will be in all."""
-        return Learned(self._seed, self._learns, n_expected)
-
-    @property
-    def is_complete(self):
-        """False when samples lack rows because there were fewer than `n_expected`."""
-        return self.sample.is_complete and (self.state is None or self.state.is_complete)
-
-    def admit(self, classes):
-        """Take in labels; return the code that each has among all of them."""
-        if self.n_rows and (classes is None) != (self.classes is None):
-            raise ValueError("Some rows come with labels and some without: give y always or never.")
-        if classes is None or self.classes is None:
-            self.classes = classes
-        elif is_numeric(classes) != is_numeric(self.classes):
-            raise TypeError(
-                f"y holds labels of {classes.dtype} where those before are {self.classes.dtype}."
-            )
-        if classes is None:
-            return torch.zeros(1, dtype=torch.int64)
-        known = np.union1d(self.classes, classes)
-        if self.state is not None and len(known) > len(self.classes):
-            codes = torch.from_numpy(np.searchsorted(known, self.classes))
-            self.state = self.state.recoded(codes, len(known))
-            self.sample = self.sample.recoded(codes, len(known))
-        self.classes = known
-        return torch.from_numpy(np.searchsorted(known, classes))
-
-    @property
-    def n_classes(self):
-        """The number of classes, 1 without labels."""
-        return 1 if self.classes is None else len(self.classes)
-
-    def add(self, scorer, training):
-        """Learn from the rows of a `Training`, or raise before any is learned from."""
-        training.run()
-        training.check()
-        if not training.n_samples:
-            return
-        codes_of = self.admit(training.classes)
-        for inputs, codes, _ in training.batches("learn"):
-            codes, keys = codes_of.to(codes.device)[codes], self._keys(codes, training)
-            if self.state is None:
-                self.state = scorer.empty(inputs, self.n_classes, self.n_expected)
-            scorer.update(self.state, inputs, codes, keys)
-            chosen = self.sample.choose(keys)
-            self.sample.add([t[chosen] for t in (*inputs, codes)], keys[chosen])
-            self.n_rows += len(codes)
-
-    def add_scores(self, scores, training):
-        """Note the scores of rows, where scorers learn nothing; more than one for maps."""
-        if not training.n_samples:
-            return
-        self.admit(training.classes)
-        keys = self._keys(scores, training)
-        chosen = self.sample.choose(keys)
-        self.sample.add([scores[chosen]], keys[chosen])
-        self.n_rows += training.n_samples
-
-    def _keys(self, values, training):
-        """Draw keys for as many rows."""
-        if self._generator is None:
-            self._generator = np.random.default_rng([self._seed, training.hash_of_first()])
-        return torch.from_numpy(self._generator.random(len(values))).to(values.device)
-
-    def merge(self, other):
-        """Take in what was learned from other rows, which stays as it is."""
-        if other.n_rows == 0:
-            return
-        if self.n_rows == 0:
-            own = {name: vars(self)[name] for name in ("_generator", "n_expected")}
-            vars(self).update(vars(copy.deepcopy(other)), **own)
-            return
-        codes = self.admit(other.classes)
-        if other.state is not None:
-            self.state.merge(other.state.recoded(codes, self.n_classes))
-        self.sample.merge(other.sample.recoded(codes, self.n_classes))
-        self.n_rows += other.n_rows
-
-    def to(self, device):
-        """Move to a device."""
-        self.sample.to(device)
-        if self.state is not None:
-            self.state.to(device)
 
 
 def threshold_rows(n_rows, most):

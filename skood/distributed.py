@@ -14,8 +14,8 @@ from torch import nn
 from skood._compat import move_to_numpy
 from skood._estimator import computing
 from skood._labels import as_labels, encode_labels, is_label_map
-from skood._learning import Learned
 from skood._modules import private_copy, unwrap
+from skood._states import Learned
 
 # States that one task brings together: a tree over 20 000 blocks is 5 high.
 FAN_IN = 8

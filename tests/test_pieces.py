@@ -34,7 +34,7 @@ from skood import (
     NACDetector,
     NNGuideDetector,
 )
-from skood import _learning as learning
+from skood import _states as states
 from skood._states import Reservoir
 from skood.calibration import ConformalDetector
 
@@ -306,12 +306,12 @@ def test_thresholds_of_a_sample():
         expected = clone(detector).fit(X, y)
         for part in np.array_split(rng.permutation(60_000), 100):
             detector.partial_fit(X[part], y[part])
-        assert_threshold(detector, expected, X, learning.N_THRESHOLD_ROWS)
+        assert_threshold(detector, expected, X, states.N_THRESHOLD_ROWS)
 
 
 def test_threshold_of_a_sample_of_neighbours(monkeypatch):
     """Samples of 1000 rows, where those of 20 000 take long."""
-    monkeypatch.setattr(learning, "N_THRESHOLD_ROWS", 1000)
+    monkeypatch.setattr(states, "N_THRESHOLD_ROWS", 1000)
     X, y = data(n_rows=6000)
     detector = NNGuideDetector(head())
     expected = clone(detector).fit(X, y)
@@ -323,7 +323,7 @@ def test_threshold_of_a_sample_of_neighbours(monkeypatch):
 
 def test_memory_does_not_grow(monkeypatch):
     """What is kept is bounded by the samples, whatever the number of pieces."""
-    monkeypatch.setattr(learning, "N_THRESHOLD_ROWS", 2000)
+    monkeypatch.setattr(states, "N_THRESHOLD_ROWS", 2000)
     rng = np.random.default_rng(0)
     detector = NNGuideDetector(nn.Linear(4, 3), bank_size=1000, random_state=0)
     sizes = []

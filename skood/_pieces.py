@@ -1,0 +1,323 @@
+"""Learning from data that comes in pieces, and bringing together what was learned from parts."""
+
+import threading
+from typing import Any, Self
+
+import numpy as np
+import torch
+from sklearn.exceptions import NotFittedError
+from sklearn.utils import check_random_state
+from torch import nn
+
+from skood._arrays import feature_batch_rows, join
+from skood._estimator import ROW_ATTRIBUTES, NetworkEstimator, computing
+from skood._labels import check_classes
+from skood._learning import LearningScorer, Training
+from skood._model import is_trained
+from skood._states import Learned
+from skood._streams import is_stream
+from skood._typing import Inputs, Labels
+from skood._warnings import warn
+
+# May change from piece to piece of `partial_fit`, and differ between detectors that are merged.
+FREE_PARAMS = {"false_alarm_rate", "batch_size", "device", "verbose", "random_state"}
+# Attributes that are there from the first piece on, if at all.
+GIVEN = {*ROW_ATTRIBUTES, "model_"}
+# One thread at a time computes the thresholds that `partial_fit` left open.
+CONCLUDING = threading.RLock()
+
+
+class LearnsInPieces(NetworkEstimator):
+    """The part of a detector that learns in pieces; what follows from them waits until asked for.
+
+    Between pieces a detector keeps `_scorer`, its scorer before it has learned, and `_learned`;
+    `_concluded` names the attributes that were made of these.
+    """
+
+    _learned: Learned
+    _scorer: nn.Module
+    _fitted_params: dict[str, Any]
+
+    def partial_fit(
+        self, X: Inputs, y: Labels | None = None, classes: np.ndarray | None = None
+    ) -> Self:
+        r"""Learn from more in-distribution rows, of data that comes in pieces.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, C, H, W)
+            As in ``fit``.
+        y : array-like of shape (n_samples,) or (n_samples, H, W), default=None
+            As in ``fit``: for all pieces or for none. Each may bring new classes, and lack others.
+        classes : array-like of shape (n_classes,), default=None
+            All in-distribution labels there are; any other in y, but for negative numbers, is an
+            error. None: any label is a class.
+
+        Returns
+        -------
+        self : object
+            The detector, which has learned from this piece and all before.
+
+        Raises
+        ------
+        ValueError
+            If parameters changed since the first piece, or as ``fit`` does. What was learned
+            before is left as it was.
+
+        Warns
+        -----
+        UserWarning
+            If ``fit`` came before. It keeps nothing to go on from, so that this starts anew.
+
+        Notes
+        -----
+        The first piece decides what must be known before the first row: a head or network that
+        ``fit`` would train is trained on it alone, and of `NACDetector` ``alpha="auto"`` is taken
+        from it. With a trained network and numbers, what is learned is that of one ``fit``, to
+        rounding, whatever the pieces and their order; a bank of ``bank_size`` rows is a random
+        sample of all rows in either case.
+
+        The threshold is the quantile of the scores, under what was learned from all pieces, of a
+        random sample of 20 000 rows (of all, while there are fewer), which are kept. With
+        :math:`\alpha` the `false_alarm_rate`, :math:`m` the number of these rows and :math:`f`
+        the density of the scores at the threshold, its standard error is
+        :math:`\sqrt{\alpha (1 - \alpha) / m} / f`: of the share of false alarms 0.15 % at 5 %.
+        It is computed when it is asked for first, so that small pieces cost no more than learning
+        from them.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn.datasets import load_iris
+        >>> from skood import GMMDetector
+        >>> X, y = load_iris(return_X_y=True)
+        >>> detector = GMMDetector()
+        >>> for piece in np.array_split(np.random.RandomState(0).permutation(150), 10):
+        ...     detector = detector.partial_fit(X[piece], y[piece])
+        >>> np.allclose(detector.score_samples(X), GMMDetector().fit(X, y).score_samples(X))
+        True
+        """
+        first = "_learned" not in vars(self)
+        if first and self.__sklearn_is_fitted__():
+            warn(
+                f"{type(self).__name__}.fit keeps nothing to go on from, so partial_fit starts "
+                "anew. Let partial_fit learn the first piece too."
+            )
+        self._validate_params()
+        params = self.get_params(deep=False)
+        if not first:
+            self._check_params_are(params, self._fitted_params, "the first piece")
+        state = self.__dict__
+        before = state.copy()
+        with self._fitting(X, y, first=first, least=0) as source:
+            n_rows = 0
+            # Of a stream it is not known before it is read whether it holds rows to learn from.
+            if not first or is_stream(X) or len(source):
+                training = self._begin(source) if first else self._go_on(source)
+                n_rows = self._learn(self._learned, training, source, classes)
+        if first and n_rows == 0:
+            state.clear()
+            state.update(before)
+            return self
+        self._fitted_params, self.n_samples_seen_ = params, n_rows
+        return self
+
+    def _begin(self, source, pilot=None):
+        """Take the network, and what must be known before rows are learned from.
+
+        That is told by these rows, or by those that `pilot` returns.
+        """
+        random_state = check_random_state(getattr(self, "random_state", None))
+        network, model_ = self._take_network(source, random_state)
+        body, scorer = self._build(network)
+        scorer = scorer.eval().to(network.device)
+        learns = isinstance(scorer, LearningScorer)
+        if pilot is not None and learns and type(scorer).start is not LearningScorer.start:
+            source = self._source(*pilot(), first=False)
+        training = Training(source, body, network, self.batch_size, random_state)
+        if learns:
+            training.run()
+            if training.n_samples:
+                scorer.start(training)
+        learned = Learned(training.seed(scorer) if learns else 0, learns)
+        self._keep(source, network, body, model_, _scorer=scorer, _learned=learned)
+        return training
+
+    def _go_on(self, source):
+        """Make ready to learn from more rows."""
+        self._check_fits(source)
+        self._reopen()
+        self._learned.to(self._network.device)
+        return self._training(source)
+
+    def _training(self, source):
+        """Return rows as the method consumes them."""
+        return Training(source, self._body, self._network, self.batch_size)
+
+    def _learn(self, learned, training, source, classes=None):
+        """Add the rows to what was learned; return how many there are now."""
+        scorer = self._scorer
+        learns = isinstance(scorer, LearningScorer)
+        if learns:
+            training.run()
+        else:
+            score, batches = self._plain_score(scorer, self._network), training.passes("score")
+            # Warns of unfit features once, not with each piece.
+            first = learned.n_rows == 0
+            scores = self._training_scores(scorer, score, batches, source.dtype, inspect=first)
+            scores = self._inside(join(scores, training.n_rows), source.maps).flatten()
+        if classes is not None:
+            check_classes(source.classes, source.maps, classes)
+        if learns:
+            learned.add(scorer, training)
+        else:
+            learned.add_scores(scores, training)
+        return learned.n_rows
+
+    def _conclude(self):
+        """Set the fitted attributes, from what was learned by now."""
+        # With the parameters of the last piece, whatever was set since.
+        learned, scorer, fitted = self._learned, self._scorer, self._as_fitted()
+        if learned.n_rows < self._min_samples:
+            raise NotFittedError(
+                f"This {type(self).__name__} has seen {learned.n_rows} in-distribution rows; it "
+                f"needs {self._min_samples} at least."
+            )
+        with computing():
+            learned.to(self._network.device)
+            keys, rows = learned.sample.sample()
+            if isinstance(scorer, LearningScorer):
+                scorer.finish(learned.state, learned.classes)
+                size = self.batch_size or feature_batch_rows(sum(t[:1].nbytes for t in rows))
+                pieces = zip(*(t.split(size) for t in (*rows, keys)), strict=True)
+                batches = ((tuple(inputs), codes, some) for *inputs, codes, some in pieces)
+                dtype = torch.promote_types(self._network.dtype, torch.float32)
+                scores = self._training_scores(scorer, scorer.leave_one_out, batches, dtype)
+                scores = join(scores, len(keys))
+                scorer.forget()
+            else:
+                scores = rows[0]
+            if not len(scores):
+                raise NotFittedError("y held no in-distribution pixel: all are negative or 255.")
+            concluded = {
+                **fitted._fitted_attributes(scorer),
+                "scorer_": scorer,
+                "offset_": fitted._threshold(scores, self._network.dtype),
+            }
+            if learned.classes is not None:
+                concluded["known_classes_"] = learned.classes
+        vars(self).update(concluded, _concluded=tuple(concluded))
+
+    def __getattr__(self, name):
+        # After partial_fit, what follows from what was learned waits until it is asked for.
+        # scikit-learn asks for feature names with each piece.
+        waits = name.endswith("_") and not name.startswith("_") and name not in GIVEN
+        if waits and "_learned" in vars(self):
+            with CONCLUDING:
+                if "_concluded" not in vars(self):
+                    self._conclude()
+            if name in vars(self):
+                return vars(self)[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def _reopen(self):
+        """Drop what follows from what was learned."""
+        for name in vars(self).pop("_concluded", ()):
+            delattr(self, name)
+
+    def _close(self):
+        """Drop what learning could go on from."""
+        for name in ("_learned", "_scorer", "_concluded"):
+            vars(self).pop(name, None)
+
+    def merge(self, other: Self) -> Self:
+        """Take in what another detector has learned by `partial_fit` from other rows.
+
+        Parameters
+        ----------
+        other : detector
+            Of the same class, parameters and network. It stays as it is.
+
+        Returns
+        -------
+        self : object
+            The detector, as if it had learned from the rows of both.
+
+        Raises
+        ------
+        TypeError
+            If `other` is of another class.
+        ValueError
+            If one of them has not learned by `partial_fit`, or they differ in what must be the
+            same: a parameter, the network or a head that was fitted to the first rows, or the
+            ``alpha`` of `NACDetector` where that is "auto".
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn.datasets import load_iris
+        >>> from skood import GMMDetector
+        >>> X, y = load_iris(return_X_y=True)
+        >>> parts = [GMMDetector().partial_fit(X[i::3], y[i::3]) for i in range(3)]
+        >>> whole = parts[0].merge(parts[1]).merge(parts[2])
+        >>> np.allclose(whole.score_samples(X), GMMDetector().fit(X, y).score_samples(X))
+        True
+        """
+        self._check_mergeable(other)
+        self._reopen()
+        with computing():
+            self._learned.to(self._network.device)
+            self._learned.merge(other._learned)
+        self.n_samples_seen_ = self._learned.n_rows
+        return self
+
+    def _check_mergeable(self, other):
+        """Raise unless what another detector has learned goes with what this one has."""
+        if type(other) is not type(self):
+            raise TypeError(
+                f"{type(self).__name__} merges with another {type(self).__name__}, got "
+                f"{type(other).__name__}."
+            )
+        if other is self:
+            raise ValueError("A detector cannot be merged with itself: its rows would count twice.")
+        if "_learned" not in vars(self) or "_learned" not in vars(other):
+            raise ValueError("merge takes what partial_fit has learned: call that on both first.")
+        params = self._fitted_params
+        self._check_params_are(params, other._fitted_params, "the other detector", {"model"})
+        one, two = ((d._row_shape, d._network.dtype) for d in (self, other))
+        if one != two:
+            raise ValueError(
+                f"The detectors learned from rows of shape {one[0]} as {one[1]} and of shape "
+                f"{two[0]} as {two[1]}."
+            )
+        if not self._network.equals(other._network):
+            fitted = (
+                " Each was fitted to its own first rows: give both a trained one as `model`."
+                if self.model is None or not is_trained(self.model)
+                else ""
+            )
+            raise ValueError(f"The detectors have networks with other weights.{fitted}")
+        for name in getattr(self._scorer, "settings", ()):
+            one, two = getattr(self._scorer, name), getattr(other._scorer, name)
+            if not torch.equal(one, two.to(one.device)):
+                raise ValueError(
+                    f"The detectors took other {name} from their first rows: give numbers in "
+                    'place of "auto".'
+                )
+
+    @staticmethod
+    def _check_params_are(params, expected, whose, but=()):
+        """Raise if a parameter that decides what is learned has another value."""
+        for name, value in params.items():
+            there = expected[name]
+            if name in FREE_PARAMS or name in but or value is there:
+                continue
+            if isinstance(value, nn.Module) or not np.array_equal(value, there):
+                raise ValueError(
+                    f"{name}={value!r:.100} is another value than that of {whose}, {there!r:.100}: "
+                    "what was learned does not go together. Start with a clone."
+                )
+
+    def _keep(self, *args, **fitted):
+        self._close()
+        super()._keep(*args, **fitted)
