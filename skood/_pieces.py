@@ -12,6 +12,7 @@ from torch import nn
 from skood._arrays import feature_batch_rows, join
 from skood._estimator import ROW_ATTRIBUTES, NetworkEstimator, computing
 from skood._labels import check_classes
+from skood._lazy import is_dask
 from skood._learning import LearningScorer, Training
 from skood._model import is_trained
 from skood._states import Learned
@@ -60,6 +61,8 @@ class LearnsInPieces(NetworkEstimator):
 
         Raises
         ------
+        TypeError
+            If X is a dask collection, which ``fit`` takes.
         ValueError
             If parameters changed since the first piece, or as ``fit`` does. What was learned
             before is left as it was.
@@ -97,6 +100,11 @@ class LearnsInPieces(NetworkEstimator):
         >>> np.allclose(detector.score_samples(X), GMMDetector().fit(X, y).score_samples(X))
         True
         """
+        if is_dask(X):
+            raise TypeError(
+                "partial_fit takes one piece in memory. fit learns from all blocks of a dask "
+                "collection, where they are."
+            )
         first = "_learned" not in vars(self)
         if first and self.__sklearn_is_fitted__():
             warn(

@@ -234,6 +234,11 @@ class TestFrames:
             GMMDetector().fit(frames["u"])
 
 
+def test_partial_fit_gathers_nothing(rows):
+    with pytest.raises(TypeError, match="fit learns from all blocks"):
+        GMMDetector().partial_fit(da.from_array(rows[0], (100, 6)))
+
+
 class TestBlocks:
     def test_of_unknown_lengths(self, rows, client):
         X, y = rows
