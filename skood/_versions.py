@@ -7,7 +7,8 @@ import torch
 
 PACKAGES = [
     *("torch", "scikit-learn", "numpy", "scipy", "joblib", "skorch", "tqdm"),
-    *("faiss-cpu", "matplotlib", "pandas", "polars", "pillow", "transformers"),
+    *("dask", "distributed", "faiss-cpu", "matplotlib", "onnxruntime", "pandas", "polars", "pillow"),
+    *("safetensors", "transformers"),
 ]
 
 
