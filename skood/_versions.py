@@ -7,8 +7,8 @@ import torch
 
 PACKAGES = [
     *("torch", "scikit-learn", "numpy", "scipy", "joblib", "skorch", "tqdm"),
-    *("dask", "distributed", "faiss-cpu", "matplotlib", "onnxruntime", "pandas", "polars", "pillow"),
-    *("safetensors", "transformers"),
+    *("dask", "distributed", "faiss-cpu", "matplotlib", "onnxruntime", "pandas", "polars"),
+    *("pillow", "safetensors", "transformers"),
 ]
 
 

@@ -123,8 +123,10 @@ def main():
                 X, y = collections(args.rows // part, args.block_rows)
                 seconds.append(timed(detector.fit, X, y)[1])
                 print(f"{name}: fit to {len(X)} rows in {seconds[-1]:.1f} s", flush=True)
-            slope = np.polyfit(np.log([1, 2, 4, 8]), np.log(seconds), 1)[0]
-            print(f"{name}: time grows with rows to the power of {slope:.2f}")
+            millions = args.rows / np.array([8, 4, 2, 1]) / 1e6
+            slope, fixed = np.polyfit(millions, seconds, 1)
+            error = np.abs(fixed + slope * millions - seconds).max()
+            print(f"{name}: {fixed:.1f} s and {slope:.1f} s a million rows, to {error:.1f} s")
             labels, rows = draw(0, args.block_rows)
             first = detector.score_samples(X[: args.block_rows]).compute()
             here = difference(first, detector.score_samples(rows))
