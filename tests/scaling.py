@@ -110,6 +110,8 @@ def main():
     parser.add_argument("--block-rows", type=int, default=50_000)
     parser.add_argument("--bank-size", type=int, default=50_000)
     args = parser.parse_args()
+    # dask lets workers give memory back at once, and glibc then maps each tile of a search anew.
+    dask.config.set({"distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 2**25})
     with (
         LocalCluster(
             n_workers=2, threads_per_worker=1, memory_limit="2GiB", dashboard_address=None
