@@ -173,9 +173,13 @@ class NetworkEstimator(ModuleSharing, PrintsNetworks):
             with computing():
                 yield self._source(X, y, **how)
         except BaseException:
-            vars(self).clear()
-            vars(self).update(before)
+            self._restore(before)
             raise
+
+    def _restore(self, before):
+        """Make the attributes what they were."""
+        vars(self).clear()
+        vars(self).update(before)
 
     def _keep(self, source, network, body, model_, **fitted):
         """Set the fitted attributes, all at once."""

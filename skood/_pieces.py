@@ -14,7 +14,6 @@ from skood._estimator import ROW_ATTRIBUTES, NetworkEstimator, computing
 from skood._labels import check_classes
 from skood._lazy import is_dask
 from skood._learning import LearningScorer, Training
-from skood._model import is_trained
 from skood._states import Learned
 from skood._streams import is_stream
 from skood._typing import Inputs, Labels
@@ -115,8 +114,7 @@ class LearnsInPieces(NetworkEstimator):
         params = self.get_params(deep=False)
         if not first:
             self._check_params_are(params, self._fitted_params, "the first piece")
-        state = self.__dict__
-        before = state.copy()
+        before = dict(vars(self))
         with self._fitting(X, y, first=first, least=0) as source:
             n_rows = 0
             # Of a stream it is not known before it is read whether it holds rows to learn from.
@@ -124,8 +122,7 @@ class LearnsInPieces(NetworkEstimator):
                 training = self._begin(source) if first else self._go_on(source)
                 n_rows = self._learn(self._learned, training, source, classes)
         if first and n_rows == 0:
-            state.clear()
-            state.update(before)
+            self._restore(before)
             return self
         self._fitted_params, self.n_samples_seen_ = params, n_rows
         return self
@@ -301,7 +298,7 @@ class LearnsInPieces(NetworkEstimator):
         if not self._network.equals(other._network):
             fitted = (
                 " Each was fitted to its own first rows: give both a trained one as `model`."
-                if self.model is None or not is_trained(self.model)
+                if self._fits_model
                 else ""
             )
             raise ValueError(f"The detectors have networks with other weights.{fitted}")

@@ -15,6 +15,7 @@ from skood._compat import move_to_numpy
 from skood._estimator import computing
 from skood._labels import as_labels, encode_labels, is_label_map
 from skood._modules import private_copy, unwrap
+from skood._pieces import LearnsInPieces
 from skood._states import Learned
 
 # States that one task brings together: a tree over 20 000 blocks is 5 high.
@@ -194,10 +195,9 @@ def share(estimator, learns=False):
     """
     twin = object.__new__(type(estimator))
     vars(twin).update(vars(estimator), verbose=False)
-    if not learns:
+    if isinstance(twin, LearnsInPieces) and not learns:
         # What `partial_fit` goes on from may be as large as a bank.
-        for name in ("_learned", "_scorer", "_concluded"):
-            vars(twin).pop(name, None)
+        twin._close()
     if estimator.device == "auto":
         twin.device_ = "cuda"
     model = estimator._fitted_params["model"]

@@ -14,7 +14,6 @@ from skood._arrays import join, move
 from skood._compat import HasMethods, StrOptions, _fit_context
 from skood._estimator import NetworkEstimator, computing
 from skood._lazy import is_dask, lazy
-from skood._model import is_trained
 from skood._modules import Pool
 from skood._streams import Stream
 from skood._typing import Device, Inputs, Labels, Model
@@ -115,13 +114,12 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
         self : object
             The fitted transformer.
         """
-        trains = not (self.model is None or is_trained(self.model))
+        y = y if self._fits_model else None
         if is_dask(X):
             from skood import distributed
 
-            blocks = distributed.Blocks(X, y if trains else None)
-            X, y = distributed.first_rows(self, blocks)
-        with self._fitting(X, y if trains else None) as source:
+            X, y = distributed.first_rows(self, distributed.Blocks(X, y))
+        with self._fitting(X, y) as source:
             network, model_ = self._take_network(source)
             body = self._make_body(network)
             first = move(source.head(1), network.device, network.input_dtype, copy=True)
