@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from skood._layers import _Hooked, first_argument
-from skood._modules import private_copy
+from skood._layers import _Hooked, first_argument, paired
+from skood._modules import differentiable_copy
 from skood.functional import at_least_float32, clip_to, l1_norm
 
 # So much of one layer's per-sample gradients is alive at once by rule: 512 KiB stay in cache.
@@ -64,16 +64,18 @@ def conv_weight(layer, n, x, grad):
     x = F.pad(at_least_float32(x), layer._reversed_padding_repeated_twice, mode)
     few = layer.groups == 1 and grad[0, 0].numel() <= FEW_POSITIONS
     sums = partial(by_windows if few else by_convolution, layer)
+    # A sample may be several images, such as the frames of a film.
+    x, grad = (tensor.unflatten(0, (n, -1)) for tensor in (x, grad))
     return norm_in_blocks(sums, layer.weight.numel(), x, grad)
 
 
 def by_windows(layer, x, grad):
     """Norms of rows of a convolution's weight's gradients, as of a linear layer on windows."""
     axes = zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)
-    for axis, (size, step, gap) in enumerate(axes, start=2):
+    for axis, (size, step, gap) in enumerate(axes, start=3):
         x = x.unfold(axis, gap * (size - 1) + 1, step)[..., ::gap]
-    windows = x.movedim(1, axis).reshape(len(x), grad[0, 0].numel(), -1)
-    return product_sums(grad.flatten(2), windows)
+    windows = x.movedim(2, axis).reshape(len(x), grad[0, :, 0].numel(), -1)
+    return product_sums(grad.movedim(2, 1).flatten(2), windows)
 
 
 def by_convolution(layer, x, grad):
@@ -81,7 +83,8 @@ def by_convolution(layer, x, grad):
     n = len(x)
     of_weight = getattr(nn.grad, f"conv{len(layer.kernel_size)}d_weight")
     shape = (n * layer.out_channels, *layer.weight.shape[1:])
-    x, grad = x.flatten(0, 1)[None], grad.flatten(0, 1)[None]
+    # The images of a sample are the batch, over which a convolution sums.
+    x, grad = (tensor.transpose(0, 1).flatten(1, 2) for tensor in (x, grad))
     weight = of_weight(x, shape, grad, layer.stride, 0, layer.dilation, n * layer.groups)
     return row_sums(weight.unflatten(0, (n, -1)))
 
@@ -91,21 +94,26 @@ def token_bias(layer, n, x, grad):
     return l1_norm(grad.reshape(n, -1, layer.bias.numel()).sum(1))
 
 
+def channel_sums(n, grad):
+    """Σ|Σ_t g_t| over the positions t of all images of a sample, channels first."""
+    return l1_norm(grad.reshape(n, -1, grad.shape[1], grad[0, 0].numel()).sum((1, 3)))
+
+
 def channel_bias(layer, n, x, grad):
     """Σ|Σ_t g_t|, channels first."""
-    return l1_norm(grad.reshape(n, layer.bias.numel(), -1).sum(2))
+    return channel_sums(n, grad)
 
 
 def batch_norm_weight(layer, n, x, grad):
     """Σ|Σ_t g_t x̂_t|, with x̂ what the weight multiplies."""
     x = F.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps)
-    return l1_norm((x * grad).reshape(n, layer.num_features, -1).sum(2))
+    return channel_sums(n, x * grad)
 
 
 def group_norm_weight(layer, n, x, grad):
     """As for BatchNorm."""
     x = F.group_norm(x, layer.num_groups, eps=layer.eps)
-    return l1_norm((x * grad).reshape(n, layer.num_channels, -1).sum(2))
+    return channel_sums(n, x * grad)
 
 
 def layer_norm_weight(layer, n, x, grad):
@@ -210,12 +218,14 @@ class NormsByRule(_Hooked):
 
     def forward(self, x):
         """Return a dict of norms; without parameters that the logits do not depend on here."""
+        n_samples = len(tree_leaves(x)[0])
+        x = paired(x)
         with torch.enable_grad(), self._recording() as norms:
             self._calls.n_samples = len(tree_leaves(x)[0])
             logits = self.network(x)
             if logits.requires_grad:
                 logits.backward(self.logits_grad(logits.detach()).to(logits.dtype))
-        return norms
+        return {name: norm[:n_samples] for name, norm in norms.items()}
 
 
 class NormsBySample(nn.Module):
@@ -238,13 +248,22 @@ class NormsBySample(nn.Module):
     def _logits(self, chosen, x):
         # Copies of all that a network may write to: its input and its buffers.
         x = tree_map(torch.clone, x)
-        buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
-        return torch.func.functional_call(self.network, {**buffers, **chosen}, (x,))
+        put = {id(buffer): buffer.clone() for buffer in self.network.buffers()}
+        put |= {id(p): chosen[n] for n, p in self.network.named_parameters() if n in chosen}
+        # Each place once: a module that is registered twice would not get back what it had
+        # (torch 2.13), as where torch itself looks for tied weights.
+        places = {
+            f"{path}.{key}".removeprefix("."): put[id(tensor)]
+            for path, part in self.network.named_modules()
+            for key, tensor in (*part._parameters.items(), *part._buffers.items())
+            if id(tensor) in put
+        }
+        return torch.func.functional_call(self.network, places, (x,), tie_weights=False)
 
-    def _norms(self, chosen, x):
-        """Return a dict of norms for one sample."""
-        batch = tree_map(lambda part: part.unsqueeze(0), x)
-        logits, pull_back = torch.func.vjp(lambda chosen: self._logits(chosen, batch), chosen)
+    def _norms(self, chosen, x, times=1):
+        """Return a dict of norms for one sample, beside copies of itself if there are `times`."""
+        batch = tree_map(lambda part: part.expand(times, *part.shape), x)
+        logits, pull_back = torch.func.vjp(lambda chosen: self._logits(chosen, batch)[:1], chosen)
         (grads,) = pull_back(self.logits_grad(logits).to(logits.dtype))
         return {name: grad.abs().sum(dtype=torch.float64) for name, grad in grads.items()}
 
@@ -254,14 +273,15 @@ class NormsBySample(nn.Module):
         row_bytes = sum(p.numel() * p.element_size() for p in chosen.values())
         norms_of = partial(self._norms, chosen)
         rows = max(1, min(VMAP_ROWS, MICRO_BATCH_BYTES // row_bytes))
-        with self._lock:
+        # vjp leaves the grad mode as it is, in which oneDNN's LSTM keeps what the way back needs.
+        with self._lock, torch.enable_grad():
             try:
                 return torch.func.vmap(norms_of, chunk_size=rows)(x)
             except RuntimeError:
                 # vmap follows no branch on data and no recurrent layer; one sample at a time does.
                 leaves, form = tree_flatten(x)
                 samples = (tree_unflatten(parts, form) for parts in zip(*leaves, strict=True))
-                norms = [norms_of(sample) for sample in samples]
+                norms = [norms_of(sample, 2) for sample in samples]
                 return {name: torch.stack([norm[name] for norm in norms]) for name in chosen}
 
     def of_few(self, x, names):
@@ -316,8 +336,8 @@ class PerSampleGradientNorm(nn.Module):
             return logits_grad(logits, temperature) * temperature
 
         self.names, self.temperature = names, temperature
-        self.by_rule = NormsByRule(private_copy(network), names, scaled_grad)
-        self.by_sample = NormsBySample(private_copy(network), scaled_grad)
+        self.by_rule = NormsByRule(differentiable_copy(network), names, scaled_grad)
+        self.by_sample = NormsBySample(differentiable_copy(network), scaled_grad)
         self._lock = threading.Lock()
         self._reached = None if self.by_rule.names else set()
 

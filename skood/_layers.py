@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from skood._modules import split_call
 from skood.functional import at_least_float32, kl_to_uniform_grad, pool
@@ -131,6 +132,15 @@ class _Hooked(nn.Module):
                 logits = self.network(x)
             self._require([name])
             return seen[name], logits
+
+
+def paired(x):
+    """Return one row twice, and more rows as they are.
+
+    For gradients: those of one row alone through an eval-mode BatchNorm2d are wrong on the CPU
+    where its output is read in another order, as after ``flatten(2).transpose(1, 2)`` (torch 2.13).
+    """
+    return tree_map(lambda part: part.repeat_interleave(2, 0) if len(part) == 1 else part, x)
 
 
 def first_argument(args, kwargs):
@@ -264,8 +274,9 @@ class GradientTaps(_Hooked):
 
     def forward(self, x):
         """Return the combined tensor of each layer, in the order of `names`."""
+        n_samples = len(tree_leaves(x)[0])
         with torch.enable_grad(), self._recording() as seen:
-            logits = self.network(x)
+            logits = self.network(paired(x))
             self._require(self.names)
             outputs, edges = zip(*(seen[name] for name in self.names), strict=True)
             grad = kl_to_uniform_grad(at_least_float32(logits.detach())).to(logits.dtype)
@@ -277,6 +288,6 @@ class GradientTaps(_Hooked):
                 raise ValueError(f"The logits do not depend on the layer {name!r}: name another.")
         with torch.no_grad():
             return tuple(
-                self.combine(at_least_float32(output.detach()), at_least_float32(grad))
+                self.combine(at_least_float32(output.detach()), at_least_float32(grad))[:n_samples]
                 for output, grad in zip(outputs, grads, strict=True)
             )

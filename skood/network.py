@@ -21,6 +21,7 @@ from skood._modules import (
     Pool,
     TakeEntry,
     as_linear,
+    differentiable_copy,
     is_pointwise,
     private_copy,
     shared_parameters,
@@ -374,7 +375,7 @@ class Network:
             if name is not None:
                 self.check_layer(name)
         head_name = self.head_name if None in names else None
-        return GradientTaps(private_copy(self.module), names, head_name, combine)
+        return GradientTaps(differentiable_copy(self.module), names, head_name, combine)
 
     def check_layer(self, name):
         """Raise unless the network has a layer or call of this name that gives a tensor."""

@@ -191,7 +191,8 @@ def gradnorm(net, X, names=None, loss="kl", temperature=1.0):
     chosen = [parameters[name] for name in (parameters if names is None else names)]
     scores = []
     for x in as_tensor(X):
-        value = uniform_loss(net(x[None])[0], loss, temperature)
+        # Beside a copy: gradients of one row alone through BatchNorm2d may be wrong (torch 2.13).
+        value = uniform_loss(net(torch.stack([x, x]))[0], loss, temperature)
         gradients = torch.autograd.grad(value, chosen, allow_unused=True)
         scores.append(sum(g.abs().sum().item() for g in gradients if g is not None))
     return np.array(scores)

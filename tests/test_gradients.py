@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from networks import ResNet, SmallCNN, seeded
 from torch import nn
 
-from skood import GradNormDetector
+from skood import GradNormDetector, NACDetector
 from skood._gradients import PerSampleGradientNorm
 from skood.functional import kl_to_uniform_grad
 
@@ -266,6 +266,141 @@ def test_samples_in_windows():
 
     assert_by_rule(Windows(False), rand(6, 5, 4))
     assert_by_rule(Windows(True), rand(6, 5, 4), ["hidden.weight", "hidden.bias"])
+
+
+class Frames(nn.Module):
+    """Rows of several images each, which go through the layers as so many rows."""
+
+    def __init__(self, layer, norm, how):
+        super().__init__()
+        self.first, self.layer, self.norm = nn.Conv2d(2, 4, 1), layer, norm
+        self.how, self.fc = how, nn.Linear(6, 3)
+
+    def forward(self, x):
+        """Map films (n, T, 2, H, W) to logits."""
+        n, n_frames = x.shape[:2]
+        frames = x.flatten(0, 1) if self.how == "frames" else torch.cat([*x.unbind(1)])
+        h = torch.tanh(self.norm(self.layer(torch.tanh(self.first(frames))))).mean((2, 3))
+        if self.how == "frames":
+            return self.fc(h.view(n, n_frames, -1).mean(1))
+        return self.fc(torch.stack(h.chunk(n_frames)).mean(0))
+
+
+@pytest.mark.parametrize("size", [5, 12], ids=["few positions", "many positions"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_frames_folded_into_the_batch_axis(size, groups):
+    for norm in (nn.BatchNorm2d(6), nn.GroupNorm(2, 6)):
+        nn.init.normal_(norm.weight)
+        layer = nn.Conv2d(4, 6, 3, stride=2 - size // 12, groups=groups)
+        assert_by_rule(Frames(layer, norm, "frames"), rand(5, 3, 2, size, size))
+    # Frame by frame instead of row by row: no rule holds in front of the mean.
+    net = Frames(layer, norm, "cat")
+    but = [name for name, _ in net.named_parameters() if not name.startswith("fc")]
+    assert_by_rule(net, rand(5, 3, 2, size, size), but)
+
+
+def test_a_layer_of_other_rows_than_the_samples():
+    """Three images of the network's own, which go through a layer beside each batch."""
+
+    class Templates(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("templates", torch.randn(3, 2, 4, 4))
+            self.conv, self.fc = nn.Conv2d(2, 5, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            kept, h = (torch.tanh(self.conv(t)).flatten(1) for t in (self.templates, x))
+            return self.fc(h @ kept.T)
+
+    net, x = Templates().double(), rand(6, 2, 4, 4)
+    np.testing.assert_allclose(scorer_of(net)(x), ref.gradnorm(net, x), rtol=1e-10)
+
+
+class Registered(nn.Module):
+    """Modules under two names each, and one of no rule, so that some go sample by sample."""
+
+    def __init__(self, again):
+        super().__init__()
+        self.hidden, self.norm, self.fc = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)
+        self.also, self.also_norm, self.again = self.hidden, self.norm, again
+        self.scale = nn.Parameter(torch.randn(4))
+
+    def forward(self, x):
+        """Map features to logits."""
+        x = torch.tanh(self.norm(self.hidden(x))) * self.scale
+        return self.fc(torch.tanh(self.also_norm(self.also(x))) if self.again else x)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_module_registered_twice(again):
+    net, x = Registered(again).double().eval(), rand(7, 4)
+    detector = GradNormDetector(net, params="all").fit(x)
+    for _ in range(2):
+        np.testing.assert_allclose(detector.score_samples(x), ref.gradnorm(net, x), rtol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_in_float32(kind):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.fc = nn.Linear(3, 5), nn.Linear(6, 3)
+            self.rnn = kind(5, 6, num_layers=2, dropout=0.5, batch_first=True)
+
+        def forward(self, x):
+            return self.fc(self.rnn(torch.tanh(self.first(x)))[0][:, -1])
+
+    net, x = Recurrent().eval(), rand(6, 7, 3).float()
+    found = GradNormDetector(net, params="all").fit(x).score_samples(x)
+    np.testing.assert_allclose(found, ref.gradnorm(net, x), rtol=1e-5)
+    assert np.isfinite(NACDetector(net, ["first"]).fit(x).score_samples(x)).all()
+    assert not net.rnn.training and net.rnn.dropout == 0.5
+
+
+class Patches(nn.Module):
+    """BatchNorm2d on patches that then are tokens, and a parameter of no layer."""
+
+    def __init__(self, branches=False):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 8, 2, 2), nn.BatchNorm2d(8)
+        self.hidden, self.fc = nn.Linear(8, 8), nn.Linear(8, 4)
+        self.scale, self.branches = nn.Parameter(torch.randn(8)), branches
+        nn.init.uniform_(self.norm.running_var, 0.5, 2)
+        nn.init.normal_(self.norm.weight)
+
+    def forward(self, x):
+        """Map (n, 1, 8, 8) to logits."""
+        x = self.norm(self.conv(x)).flatten(2).transpose(1, 2)
+        if self.branches and bool(x.sum() > 1e9):  # vmap follows no branch on data.
+            x = -x
+        return self.fc(torch.tanh(self.hidden(x * self.scale)).mean(1))
+
+
+@pytest.mark.parametrize("branches", [False, True])
+@pytest.mark.parametrize("params", ["all", ["conv.weight", "norm.bias"], ["scale"]])
+def test_one_row_alone_scores_as_in_a_batch(params, branches, monkeypatch):
+    net, x = Patches(branches).double().eval(), rand(7, 1, 8, 8)
+    names = None if params == "all" else params
+    expected = ref.gradnorm(net, x, names)
+    detector = GradNormDetector(net, params=params).fit(x)
+    for size in (1, 2, 7):
+        scores = detector.set_params(batch_size=size).score_samples(x)
+        np.testing.assert_allclose(scores, expected, rtol=1e-10)
+    # Micro-batches of two rows, and one that is left over.
+    monkeypatch.setattr("skood._gradients.MICRO_BATCH_BYTES", 1)
+    scores = GradNormDetector(net, params=params).fit(x).score_samples(x)
+    np.testing.assert_allclose(scores, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("pooling", ["separate", "product"])
+def test_one_row_alone_has_the_states_of_a_batch(pooling):
+    net, x = Patches().double().eval(), rand(40, 1, 8, 8)
+    detector = NACDetector(net, ["conv", "hidden"], pooling=pooling, o_star=9).fit(x)
+    expected = detector.score_samples(x)
+    assert len(np.unique(expected)) > 20
+    alone = detector.set_params(batch_size=1).score_samples(x)
+    np.testing.assert_allclose(alone, expected, rtol=1e-12)
 
 
 def test_chosen_parameters_and_micro_batches(monkeypatch):
