@@ -2,8 +2,11 @@
 
 import importlib
 import re
+import subprocess
 import warnings
 from pathlib import Path
+
+import pytest
 
 from skood.testing import check_detector
 
@@ -33,3 +36,17 @@ def test_claims_that_pages_name():
     script = (ROOT / "tests" / "claims.py").read_text()
     claims = re.findall(r"\w+(?=,)", re.search(r"CLAIMS = \[(.*?)\]", script, re.DOTALL)[1])
     assert set(" ".join(commands).split()) == set(claims)
+
+
+def test_no_file_holds_the_marks_of_an_unfinished_merge():
+    try:
+        tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("needs git")
+    if tracked.returncode:
+        pytest.skip("needs a clone of the repository")
+    # A title in reStructuredText may be underlined by seven equals signs, which are no mark alone.
+    marks = re.compile(rb"^(?:<{7}|>{7}|\|{7})(?: |$)", re.MULTILINE)
+    names = [name for name in tracked.stdout.decode().split("\0") if name]
+    found = [name for name in names if marks.search((ROOT / name).read_bytes())]
+    assert len(names) > 100 and not found
