@@ -62,6 +62,8 @@ def save(
     TypeError
         If the detector is none of skood's own, or a parameter cannot be saved as text, such as a
         callable.
+    FileExistsError
+        If `path` is a folder, a pipe or a device.
 
     See Also
     --------
@@ -138,6 +140,8 @@ def load(path: str | os.PathLike[str], model: Model | None = None) -> Any:
     meta, tensors = _read(path)
     with _reading(path):
         kind, params = meta["model"], _checked_params(meta["class"], meta["params"])
+        if isinstance(kind, dict):
+            kind = {key: kind[key] for key in ("layers", "weights", "hash", "held")}
     if isinstance(kind, dict):
         if model is None:
             raise ValueError(
@@ -165,8 +169,12 @@ def import_safetensors(name=None):
 def replacing(path):
     """Yield the name of a file to write, which replaces `path` at once when the block ends."""
     path = os.path.realpath(path)
-    folder, name = os.path.split(path)
-    draft = os.path.join(folder, f".{name}.{uuid.uuid4().hex}")
+    if os.path.exists(path) and not os.path.isfile(path):
+        # A pipe, a device or a folder is not ours to remove.
+        raise FileExistsError(f"{path} is there and is no regular file: save to another path.")
+    folder = os.path.dirname(path)
+    # Without the name of the file: that may be as long as names can be.
+    draft = os.path.join(folder, f".skood-{uuid.uuid4().hex}")
     try:
         with open(draft, "xb"):
             # Permissions are those of the old file, or of any new one; safetensors gives others.
@@ -240,17 +248,18 @@ def _describe(detector, include_model):
 
 def _read(path):
     """Return the metadata and the tensors of a file that is as `save` left it."""
-    safe_open = import_safetensors().safe_open
+    read_tensors = import_safetensors("torch").load
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path} is no file.")
     with _reading(path):
+        # Opened once: the next moment another process may have put a new file there.
         with open(path, "rb") as file:
-            if int.from_bytes(file.read(8), "little") > MAX_HEADER_BYTES:
+            n_bytes = int.from_bytes(file.read(8), "little")
+            if n_bytes > MAX_HEADER_BYTES:
                 raise ValueError("its header is longer than 16 MiB")
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            # Views of the file: who keeps one copies it.
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = json.loads(file.read(n_bytes))["__metadata__"]
+            file.seek(0)
+            tensors = read_tensors(file.read())
         text = metadata["skood"]
         meta = json.loads(text)
         later = meta["format"] != FORMAT
@@ -281,7 +290,7 @@ def _restore(meta, params, model, tensors):
     if meta["model"] == "linear":
         rows, columns = weights["weight"].shape
         model = nn.Linear(columns, rows, bias="bias" in weights, device="meta")
-        model.load_state_dict({name: w.clone() for name, w in weights.items()}, assign=True)
+        model.load_state_dict(weights, assign=True)
         model.requires_grad_(False).eval()
     network = _decoded(meta["network"])
     for key in ("dtype", "input_dtype"):
@@ -421,5 +430,7 @@ def _with_weights(model, expected, tensors, path):
     twin = private_copy(module)
     with _reading(path):
         for name, tensor in (*twin.named_parameters(), *twin.named_buffers()):
-            tensor.data = tensors[name].to(tensor.device, copy=True)
+            tensor.data = tensors[name].to(tensor.device)
+        if _layout(twin)["weights"] != expected["weights"]:
+            raise ValueError("its weights have other shapes than it says")
     return twin

@@ -1,6 +1,7 @@
 """What every detector becomes as a file: ``python -m tests.shipping``; ``--help`` lists more."""
 
 import argparse
+import contextlib
 import os
 import pathlib
 import pickle
@@ -129,6 +130,36 @@ def load_damaged(folder, n_files, seed=0):
     return counts
 
 
+@contextlib.contextmanager
+def saving(detectors, path):
+    """While the block runs, a process saves detectors to a file in turn; then it is killed."""
+    child = os.fork()
+    if child == 0:
+        try:
+            while True:
+                for detector in detectors:
+                    skood.save(detector, path)
+        finally:
+            os._exit(1)
+    try:
+        yield
+    finally:
+        os.kill(child, signal.SIGKILL)
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def load_while_saving(folder, n_times):
+    """Load while another process saves two detectors in turn; return how often each was found."""
+    X = np.random.default_rng(0).normal(size=(90, 8))
+    detectors = [NNGuideDetector(k=k).fit(X[: 9 * k]) for k in (9, 1)]
+    path, counts = folder / "detector", Counter()
+    skood.save(detectors[0], path)
+    with saving(detectors, path):
+        for _ in range(n_times):
+            counts[f"k={skood.load(path).k}"] += 1
+    return counts
+
+
 def kill_while_saving(folder, n_times):
     """Kill processes that save two detectors in turn; return how often each was found whole."""
     X = np.random.default_rng(0).normal(size=(3000, 64))
@@ -137,17 +168,8 @@ def kill_while_saving(folder, n_times):
     path, generator, counts = folder / "detector", random.Random(0), Counter()
     skood.save(detectors[0], path)
     for _ in range(n_times):
-        child = os.fork()
-        if child == 0:
-            try:
-                while True:
-                    for detector in reversed(detectors):
-                        skood.save(detector, path)
-            finally:
-                os._exit(1)
-        time.sleep(generator.uniform(0.001, 0.03))
-        os.kill(child, signal.SIGKILL)
-        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        with saving(detectors[::-1], path):
+            time.sleep(generator.uniform(0.001, 0.03))
         found = skood.load(path)
         assert_array_equal(found.score_samples(X[:5]), scores[found.k])
         counts[f"k={found.k}"] += 1
@@ -206,6 +228,7 @@ def main():
     """Print the table, or do what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kill", type=int, help="kill so many processes that save")
+    parser.add_argument("--load", type=int, help="load so often while another process saves")
     parser.add_argument("--damage", type=int, help="load so many damaged files")
     parser.add_argument("--write", action="store_true", help="write the files of this version")
     asked = parser.parse_args()
@@ -216,6 +239,8 @@ def main():
             write_files(FILES / skood.__version__)
         elif asked.kill:
             print(dict(kill_while_saving(folder, asked.kill)))
+        elif asked.load:
+            print(dict(load_while_saving(folder, asked.load)))
         elif asked.damage:
             for (kind, outcome), count in sorted(load_damaged(folder, asked.damage).items()):
                 print(f"{kind:12} {outcome:8} {count:6}")

@@ -31,7 +31,7 @@ from skood import persistence as files
 from skood.calibration import ConformalDetector
 from tests.detectors import EXTRACTORS, IN_NETWORKS, SETTINGS, name_of
 from tests.networks import MLP, SmallCNN, seeded
-from tests.shipping import FILES, kill_while_saving, load_damaged, outputs
+from tests.shipping import FILES, kill_while_saving, load_damaged, load_while_saving, outputs
 
 
 @pytest.fixture
@@ -367,6 +367,24 @@ def test_forged_files_are_refused(change, iris, path):
         skood.load(path)
 
 
+def test_forged_files_with_a_network_are_refused(images, path):
+    detector = GMMDetector(seeded(SmallCNN), reg_covar=0.1).fit(*images)
+    skood.save(detector, path, include_model=True)
+    content = path.read_bytes()
+    with safe_open(path, "pt") as file:
+        names = list(json.loads(file.metadata()["skood"])["model"])
+    assert set(names) == {"layers", "weights", "hash", "held"}
+    for name in names:
+        path.write_bytes(content)
+        forge(path, lambda meta, _, name=name: meta["model"].__delitem__(name))
+        with pytest.raises(ValueError, match="damaged, or not from skood.save"):
+            skood.load(path, SmallCNN())
+    path.write_bytes(content)
+    forge(path, lambda _, tensors: tensors.update({"network.fc.bias": torch.zeros(9)}))
+    with pytest.raises(ValueError, match="damaged, or not from skood.save"):
+        skood.load(path, SmallCNN())
+
+
 def test_memory_for_forged_files(iris, path):
     skood.save(skood.NACDetector().fit(*iris), path)
     forge(path, lambda meta, _: meta["params"].update(n_bins=10**13))
@@ -423,6 +441,41 @@ def test_what_is_no_file(tmp_path):
         os.mkfifo(tmp_path / "pipe")
         with pytest.raises(FileNotFoundError):
             skood.load(tmp_path / "pipe")
+
+
+# Where a file may be saved.
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_pipes_devices_and_folders_stay_what_they_are(iris, tmp_path):
+    detector, X = GMMDetector().fit(*iris), iris[0][:2]
+    pipe, folder, link = tmp_path / "pipe", tmp_path / "folder", tmp_path / "link"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    link.symlink_to(pipe)
+    for place in (pipe, folder, link, os.devnull):
+        with pytest.raises(FileExistsError, match="is no regular file"):
+            skood.save(detector, place)
+    with pytest.raises(FileExistsError, match="is no regular file"):
+        skood.export(detector, pipe, X)
+    assert stat.S_ISFIFO(pipe.stat().st_mode) and folder.is_dir()
+    assert sorted(os.listdir(tmp_path)) == ["folder", "link", "pipe"]
+
+
+@pytest.mark.parametrize("length", [230, 255])
+def test_long_names(length, iris, tmp_path):
+    detector, path = GMMDetector().fit(*iris), tmp_path / ("n" * length)
+    again(detector, path)
+    assert os.listdir(tmp_path) == [path.name]
+    with pytest.raises(OSError, match="too long"):
+        skood.save(detector, tmp_path / ("n" * 256))
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_loaded_while_another_process_saves(tmp_path):
+    assert load_while_saving(tmp_path, 500).total() == 500
 
 
 # A save that does not come to its end.
