@@ -12,8 +12,10 @@ from skood._compat import Interval
 from skood._learning import LabelledRows, batch_rows, read
 from skood._model import fit_head, fit_model, fitted_module, is_trained, require_array
 from skood._modules import linear_head, module_device
+from skood._parameters import DeclaresParameters, param
 from skood._printing import PrintsNetworks
 from skood._streams import Stream, is_stream
+from skood._typing import Device, Model
 from skood._warnings import warn
 from skood.network import Network
 
@@ -46,16 +48,35 @@ class ModuleSharing:
         return super(ModuleSharing, template).__sklearn_clone__().set_params(**shared)
 
 
-class NetworkEstimator(ModuleSharing, PrintsNetworks):
-    """Base of the detectors and of the feature extractor."""
+class NetworkEstimator(DeclaresParameters, ModuleSharing, PrintsNetworks):
+    """Base of the detectors and of the feature extractor.
 
-    _parameter_constraints = {
-        "model": "no_validation",
-        "layer": [str, None],
-        "device": [str, torch.device],
-        "batch_size": [Interval(Integral, 1, None, closed="left"), None],
-        "verbose": ["verbose"],
-    }
+    Parameters
+    ----------
+    model : nn.Module, skorch net, scikit-learn classifier or None, default=None
+        Maps X to logits. A trained module or a `FrozenEstimator` is used as it is, another
+        estimator is cloned and fitted. None: X holds features.
+    device : str or torch.device, default="auto"
+        Where to compute; "auto" is the network's device, or X's without a network.
+    batch_size : int, default=None
+        Rows a pass; None is 128 through a network, else as many as fill 32 MiB. A DataLoader has
+        its own.
+    verbose : bool or int, default=False
+        Show the progress, on a terminal.
+
+    Attributes
+    ----------
+    model_ : object
+        The fitted clone of `model`, where there was one to fit.
+    n_features_in_ : int
+        The size of X's second axis.
+    """
+
+    model: Model = param(default=None, kw_only=False)
+    device: Device = param(str, torch.device, default="auto")
+    batch_size: int | None = param(Interval(Integral, 1, None, closed="left"), None, default=None)
+    verbose: bool | int = param("verbose", default=False)
+
     # What `model=None` needs a head for; a method on features alone needs none.
     _needs_logits = True
     _min_samples = 1

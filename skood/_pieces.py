@@ -27,16 +27,20 @@ GIVEN = {*ROW_ATTRIBUTES, "model_"}
 CONCLUDING = threading.RLock()
 
 
-class LearnsInPieces(NetworkEstimator):
+class PiecesAttributes:
+    """The types of what a detector keeps: apart from the parameters, which are annotated too."""
+
+    _learned: Learned
+    _scorer: nn.Module
+    _fitted_params: dict[str, Any]
+
+
+class LearnsInPieces(PiecesAttributes, NetworkEstimator):
     """The part of a detector that learns in pieces; what follows from them waits until asked for.
 
     Between pieces a detector keeps `_scorer`, its scorer before it has learned, and `_learned`;
     `_concluded` names the attributes that were made of these.
     """
-
-    _learned: Learned
-    _scorer: nn.Module
-    _fitted_params: dict[str, Any]
 
     def partial_fit(
         self, X: Inputs, y: Labels | None = None, classes: np.ndarray | None = None

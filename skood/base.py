@@ -19,6 +19,7 @@ from skood._labels import is_label_map, is_numeric, is_ood, map_kinds
 from skood._lazy import is_dask, lazy
 from skood._learning import LearningScorer, Training, learn
 from skood._model import frozen_classes, warn_of_unseen
+from skood._parameters import param
 from skood._pieces import LearnsInPieces
 from skood._streams import is_stream
 from skood._typing import Inputs, Labels
@@ -28,13 +29,8 @@ from skood.metrics import auroc_score
 __all__ = ["BaseDetector"]
 
 
-class BaseDetector(LearnsInPieces, CallbackSupportMixin, OutlierMixin, NetworkEstimator):
-    """Base of all detectors.
-
-    A subclass says how a network is cut and what scores the result: ``_build(network)`` returns
-    ``(body, scorer)``, two modules: X → what the method consumes → scores. A scorer that learns
-    from rows is a `LearningScorer`.
-    """
+class FittedAttributes:
+    """The types of what ``fit`` sets: apart from the parameters, which are annotated too."""
 
     offset_: float
     scorer_: nn.Module
@@ -42,11 +38,35 @@ class BaseDetector(LearnsInPieces, CallbackSupportMixin, OutlierMixin, NetworkEs
     n_features_in_: int
     n_samples_seen_: int
 
-    _parameter_constraints = {
-        **NetworkEstimator._parameter_constraints,
-        "false_alarm_rate": [Interval(Real, 0, 0.5, closed="right")],
-        "random_state": ["random_state"],
-    }
+
+class BaseDetector(
+    FittedAttributes, LearnsInPieces, CallbackSupportMixin, OutlierMixin, NetworkEstimator
+):
+    """Base of all detectors.
+
+    A subclass says how a network is cut and what scores the result: ``_build(network)`` returns
+    ``(body, scorer)``, two modules: X → what the method consumes → scores. A scorer that learns
+    from rows is a `LearningScorer`.
+
+    Parameters
+    ----------
+    false_alarm_rate : float, default=0.05
+        The share of in-distribution rows that ``predict`` may call out-of-distribution.
+
+    Attributes
+    ----------
+    offset_ : float
+        The threshold on the scores.
+    scorer_ : nn.Module
+        Maps what the method consumes to scores; its buffers hold what was learned.
+    known_classes_ : array of shape (n_classes,)
+        The in-distribution labels, where y was given.
+    n_samples_seen_ : int
+        In-distribution rows that ``partial_fit`` has learned from; after it alone.
+    """
+
+    false_alarm_rate: float = param(Interval(Real, 0, 0.5, closed="right"), default=0.05)
+
     _min_samples = 2
     # The end of the message when a score is not finite.
     _non_finite_hint = "Are the rows scaled as those of fit?"

@@ -15,8 +15,9 @@ from skood._compat import HasMethods, StrOptions, _fit_context
 from skood._estimator import NetworkEstimator, computing
 from skood._lazy import is_dask, lazy
 from skood._modules import Pool
+from skood._parameters import param
 from skood._streams import Stream
-from skood._typing import Device, Inputs, Labels, Model
+from skood._typing import Inputs, Labels
 from skood.base import BaseDetector
 
 __all__ = ["FeatureExtractor"]
@@ -39,20 +40,6 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
         Where to remember features, by the content of weights and rows, so that a search over a
         Pipeline passes each block of rows through the network once. A change of the code of a
         network's ``forward`` alone is not noticed. None: they are not kept.
-    device : str or torch.device, default="auto"
-        Where to compute; "auto" is the network's device, or X's without a network.
-    batch_size : int, default=None
-        Rows a pass; None is 128 through a network, else as many as fill 32 MiB. A DataLoader has
-        its own.
-    verbose : bool or int, default=False
-        Show the progress of ``transform``, on a terminal.
-
-    Attributes
-    ----------
-    model_ : object
-        The fitted clone of `model`, where there was one to fit.
-    n_features_in_ : int
-        The size of X's second axis.
 
     See Also
     --------
@@ -72,31 +59,11 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
     (2,)
     """
 
-    _parameter_constraints = {
-        **NetworkEstimator._parameter_constraints,
-        "pool": [StrOptions({"avg", "max", "token"}), None],
-        "memory": [str, HasMethods("cache"), None],
-    }
-    _needs_logits = False
+    layer: str | None = param(str, None, default=None, kw_only=False)
+    pool: str | None = param(StrOptions({"avg", "max", "token"}), None, default="avg")
+    memory: str | joblib.Memory | None = param(str, HasMethods("cache"), None, default=None)
 
-    def __init__(
-        self,
-        model: Model = None,
-        layer: str | None = None,
-        *,
-        pool: str | None = "avg",
-        memory: str | joblib.Memory | None = None,
-        device: Device = "auto",
-        batch_size: int | None = None,
-        verbose: bool | int = False,
-    ) -> None:
-        self.model = model
-        self.layer = layer
-        self.pool = pool
-        self.memory = memory
-        self.device = device
-        self.batch_size = batch_size
-        self.verbose = verbose
+    _needs_logits = False
 
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Inputs, y: Labels | None = None) -> Self:

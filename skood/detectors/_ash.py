@@ -1,8 +1,6 @@
 """ASH: activation shaping."""
 
 import math
-from collections.abc import Callable
-from functools import partial
 from numbers import Real
 
 import numpy as np
@@ -10,12 +8,11 @@ import torch
 from torch import nn
 
 from skood._compat import Interval, StrOptions
-from skood._typing import Device, Model, RandomState
+from skood._kinds import ShapingDetector
+from skood._parameters import param
 from skood._warnings import warn
-from skood.base import BaseDetector
-from skood.functional import at_least_float32, energy, max_logit, msp
+from skood.functional import at_least_float32
 
-LOGIT_SCORES = {"energy": energy, "msp": msp, "max_logit": max_logit}
 # Half of the largest exponent: as much room is left for activations and weights.
 EXPONENT_BOUNDS = {
     torch.float64: 350.0,
@@ -114,36 +111,18 @@ def binarize(x, mask):
     return mask * mean.to(x.dtype)
 
 
-def score_logits(logits, logit_score):
-    """Return the scores of logits, or raise if a callable gives anything but one score a row."""
-    scores = logit_score(logits)
-    # len would be a constant to torch.export.
-    expected = (logits.shape[0], *logits.shape[2:])
-    is_floating = isinstance(scores, torch.Tensor) and scores.is_floating_point()
-    if not is_floating or scores.shape != expected:
-        found = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
-        raise ValueError(
-            f"logit_score must map logits of shape {tuple(logits.shape)} to a floating tensor of "
-            f"shape {expected}, one score a row, got {found}."
-        )
-    return scores
+class ASHSHeadScorer(nn.Module):
+    """Features in front of a linear head → scores of the features shaped by ASH-S."""
 
-
-class ASHHeadScorer(nn.Module):
-    """Features in front of a linear head → scores of the shaped features."""
-
-    def __init__(self, head, variant, percentile, logit_score):
+    def __init__(self, head, percentile, logit_score):
         super().__init__()
-        self.head, self.logit_score = head, logit_score
-        self.shape = Shaping(variant, percentile)
+        self.head, self.percentile, self.logit_score = head, percentile, logit_score
         # What a weight can add to a logit's size, for the bound on the exponent.
         self.log_gain = math.log1p(head.in_features * float(head.weight.abs().max()))
 
     def forward(self, features):
         """Score features of shape (n_samples, D)."""
-        if self.shape.variant != "s":
-            return score_logits(self.head(self.shape(features)), self.logit_score)
-        mask = largest_mask(features, self.shape.percentile, zeros=False)
+        mask = largest_mask(features, self.percentile, zeros=False)
         kept = torch.where(mask, features, 0)
         size = features.abs().amax(1, keepdim=True).double().clamp(min=1).log()
         room = math.log(torch.finfo(features.dtype).max) - self.log_gain - size
@@ -152,22 +131,10 @@ class ASHHeadScorer(nn.Module):
         logits = factor * nn.functional.linear(kept, self.head.weight)
         if self.head.bias is not None:
             logits = logits + self.head.bias
-        return score_logits(logits, self.logit_score)
+        return self.logit_score(logits)
 
 
-class ASHNetworkScorer(nn.Module):
-    """Inputs of a network → scores with one of its layers shaped."""
-
-    def __init__(self, network, logit_score):
-        super().__init__()
-        self.network, self.logit_score = network, logit_score
-
-    def forward(self, x):
-        """Score a batch of X; logits that are maps give maps of scores."""
-        return score_logits(self.network(x), self.logit_score)
-
-
-class ASHDetector(BaseDetector):
+class ASHDetector(ShapingDetector):
     r"""Activation shaping: drop most activations of a layer, then score the logits.
 
     Of the :math:`n` activations of a sample the :math:`k = \max(1, n - \mathrm{round}(n p))`
@@ -177,46 +144,11 @@ class ASHDetector(BaseDetector):
 
     Parameters
     ----------
-    model : nn.Module, skorch net, scikit-learn classifier or None, default=None
-        Maps X to logits. A trained module or a `FrozenEstimator` is used as it is, another
-        estimator is cloned and fitted. None: X holds features, and a logistic regression on
-        (X, y) is the head.
-    layer : str, default=None
-        The submodule whose output is shaped. None: what enters the last linear layer, which is
-        where the authors' code shapes.
     variant : {"s", "p", "b"}, default="s"
         What becomes of the kept activations.
     percentile : float, default=0.65
         The share to remove, in [0, 1). The authors use 0.90 for ResNet-50 and 0.95 for CIFAR and
         ViT networks. On narrow features (128 or less) such values hurt: try 0.3 or less there.
-    logit_score : {"energy", "msp", "max_logit"} or callable, default="energy"
-        Maps logits (n_samples, n_classes, ...) to scores, higher = more in-distribution.
-    false_alarm_rate : float, default=0.05
-        The share of in-distribution rows that ``predict`` may call out-of-distribution.
-    device : str or torch.device, default="auto"
-        Where to compute; "auto" is the network's device, or X's without a network.
-    batch_size : int, default=None
-        Rows a pass; None is 128 through a network, else as many as fill 32 MiB. A DataLoader has
-        its own.
-    verbose : bool or int, default=False
-        Show the progress of scoring, on a terminal.
-    random_state : int, RandomState or None, default=None
-        For the k-means clusters that stand in for classes where ``model=None`` gets no y.
-
-    Attributes
-    ----------
-    offset_ : float
-        The threshold on the scores.
-    scorer_ : nn.Module
-        Maps what is shaped, features or inputs of the network, to scores.
-    known_classes_ : array of shape (n_classes,)
-        The in-distribution labels, where y was given.
-    model_ : object
-        The fitted clone of `model`, where there was one to fit.
-    n_features_in_ : int
-        The size of X's second axis.
-    n_samples_seen_ : int
-        In-distribution rows that ``partial_fit`` has learned from; after it alone.
 
     See Also
     --------
@@ -245,55 +177,25 @@ class ASHDetector(BaseDetector):
     array([ 1, -1])
     """
 
-    _parameter_constraints = {
-        **BaseDetector._parameter_constraints,
-        "variant": [StrOptions({"s", "p", "b"})],
-        "percentile": [Interval(Real, 0, 1, closed="left")],
-        "logit_score": [StrOptions(set(LOGIT_SCORES)), callable],
-    }
+    variant: str = param(StrOptions({"s", "p", "b"}), default="s")
+    percentile: float = param(Interval(Real, 0, 1, closed="left"), default=0.65)
+
     _non_finite_hint = (
         "Shaped activations overflow: lower `percentile`, or use variant='p'. (Or a callable "
         "logit_score gives NaN.)"
     )
 
-    def __init__(
-        self,
-        model: Model = None,
-        layer: str | None = None,
-        *,
-        variant: str = "s",
-        percentile: float = 0.65,
-        logit_score: str | Callable[[torch.Tensor], torch.Tensor] = "energy",
-        false_alarm_rate: float = 0.05,
-        device: Device = "auto",
-        batch_size: int | None = None,
-        verbose: bool | int = False,
-        random_state: RandomState = None,
-    ) -> None:
-        self.model = model
-        self.layer = layer
-        self.variant = variant
-        self.percentile = percentile
-        self.logit_score = logit_score
-        self.false_alarm_rate = false_alarm_rate
-        self.device = device
-        self.batch_size = batch_size
-        self.verbose = verbose
-        self.random_state = random_state
+    def _make_shaping(self):
+        return Shaping(self.variant, self.percentile)
 
-    def _build(self, network):
-        # partial hides a module: as a submodule it would be put into eval mode, the user's.
-        score = LOGIT_SCORES.get(self.logit_score) or partial(self.logit_score)
-        if self.layer is None and network.map_head is None:
-            scorer = ASHHeadScorer(network.head, self.variant, self.percentile, score)
-            return network.features(), scorer
-        edited = network.require_logits(maps=True).edited(
-            self.layer, Shaping(self.variant, self.percentile)
-        )
-        return nn.Identity(), ASHNetworkScorer(edited, score)
+    def _make_head_scorer(self, head, shaping, logit_score):
+        if self.variant != "s":
+            return super()._make_head_scorer(head, shaping, logit_score)
+        return ASHSHeadScorer(head, self.percentile, logit_score)
 
     def _inspect(self, scorer, inputs):
-        if isinstance(scorer, ASHHeadScorer) and bool(inputs[0].amin() < 0):
+        at_head = self.layer is None and inputs[0].ndim == 2
+        if at_head and bool(inputs[0].amin() < 0):
             warn(
                 "The features are signed, which ASH does not assume: it keeps the largest values "
                 "and takes them for the strongest. Features after a ReLU suit it, or another "

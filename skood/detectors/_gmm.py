@@ -20,10 +20,10 @@ from skood._gaussians import (
     stack_factors,
     stretch,
 )
+from skood._kinds import FeatureDetector
 from skood._learning import LearningScorer
-from skood._typing import Device, Model
+from skood._parameters import param
 from skood._warnings import warn
-from skood.base import BaseDetector
 from skood.functional import all_finite, clip_to
 
 # What a block of rows takes, and its differences from the means for diagonal covariances: these
@@ -282,7 +282,7 @@ class GMMScorer(LearningScorer):
         return room.clamp(min=1e-12)
 
 
-class GMMDetector(BaseDetector):
+class GMMDetector(FeatureDetector):
     r"""Class-conditional Gaussians: the log-likelihood of the features.
 
     One Gaussian a class with mean :math:`\mu_k`, covariance :math:`\Sigma_k` (divided by
@@ -291,12 +291,6 @@ class GMMDetector(BaseDetector):
 
     Parameters
     ----------
-    model : nn.Module, skorch net, scikit-learn classifier or None, default=None
-        Maps X to logits. A trained module or a `FrozenEstimator` is used as it is, another
-        estimator is cloned and fitted. None: X holds features.
-    layer : str, default=None
-        The submodule whose output is the feature vector, maps and tokens averaged over their
-        positions. None: what enters the last linear layer.
     covariance_type : {"full", "tied", "diag", "spherical"}, default="full"
         A covariance matrix for each class, one shared by all, the diagonals, or the mean of the
         diagonals.
@@ -306,32 +300,13 @@ class GMMDetector(BaseDetector):
     criterion : {"log_likelihood", "mahalanobis"}, default="log_likelihood"
         "mahalanobis" is minus the smallest squared Mahalanobis distance divided by the number of
         features, what pytorch-ood's ``GMM`` computes; with "tied" the detector of Lee et al.
-    false_alarm_rate : float, default=0.05
-        The share of in-distribution rows that ``predict`` may call out-of-distribution.
-    device : str or torch.device, default="auto"
-        Where to compute; "auto" is the network's device, or X's without a network.
-    batch_size : int, default=None
-        Rows a pass; None is 128 through a network, else as many as fill 32 MiB. A DataLoader has
-        its own.
-    verbose : bool or int, default=False
-        Show the progress of scoring, on a terminal.
 
     Attributes
     ----------
-    offset_ : float
-        The threshold on the scores.
     scorer_ : nn.Module
         Maps features to scores; its buffers ``means`` (n_classes, n_features), ``half_log_dets``
         and ``log_weights`` hold the Gaussians in float64, and with ``rotation`` and ``factors``
         rows are whitened.
-    known_classes_ : array of shape (n_classes,)
-        The in-distribution labels, where y was given.
-    model_ : object
-        The fitted clone of `model`, where there was one to fit.
-    n_features_in_ : int
-        The size of X's second axis.
-    n_samples_seen_ : int
-        In-distribution rows that ``partial_fit`` has learned from; after it alone.
 
     See Also
     --------
@@ -365,37 +340,11 @@ class GMMDetector(BaseDetector):
     array([ 1, -1])
     """
 
-    _parameter_constraints = {
-        **{k: v for k, v in BaseDetector._parameter_constraints.items() if k != "random_state"},
-        "covariance_type": [StrOptions({"full", "tied", "diag", "spherical"})],
-        "reg_covar": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
-        "criterion": [StrOptions({"log_likelihood", "mahalanobis"})],
-    }
-    _needs_logits = False
+    covariance_type: str = param(StrOptions({"full", "tied", "diag", "spherical"}), default="full")
+    reg_covar: float | str = param(
+        StrOptions({"auto"}), Interval(Real, 0, None, closed="left"), default="auto"
+    )
+    criterion: str = param(StrOptions({"log_likelihood", "mahalanobis"}), default="log_likelihood")
 
-    def __init__(
-        self,
-        model: Model = None,
-        layer: str | None = None,
-        *,
-        covariance_type: str = "full",
-        reg_covar: float | str = "auto",
-        criterion: str = "log_likelihood",
-        false_alarm_rate: float = 0.05,
-        device: Device = "auto",
-        batch_size: int | None = None,
-        verbose: bool | int = False,
-    ) -> None:
-        self.model = model
-        self.layer = layer
-        self.covariance_type = covariance_type
-        self.reg_covar = reg_covar
-        self.criterion = criterion
-        self.false_alarm_rate = false_alarm_rate
-        self.device = device
-        self.batch_size = batch_size
-        self.verbose = verbose
-
-    def _build(self, network):
-        body = network.features() if self.layer is None else network.layer(self.layer)
-        return body, GMMScorer(self.covariance_type, self.reg_covar, self.criterion)
+    def _make_scorer(self):
+        return GMMScorer(self.covariance_type, self.reg_covar, self.criterion)

@@ -8,8 +8,8 @@ from torch import nn
 
 from skood._compat import Interval, StrOptions
 from skood._gradients import PerSampleGradientNorm
-from skood._typing import Device, Model, RandomState
-from skood.base import BaseDetector
+from skood._kinds import ClassifierDetector
+from skood._parameters import param
 from skood.functional import clip_to, kl_to_uniform_grad, l1_norm
 from skood.network import closest_names
 
@@ -76,7 +76,7 @@ class GradNormHeadScorer(nn.Module):
         return clip_to(grad * (self.weight * l1_norm(features) + self.bias), torch.float64)
 
 
-class GradNormDetector(BaseDetector):
+class GradNormDetector(ClassifierDetector):
     r"""Norm of the gradient of the divergence between the softmax and the uniform distribution.
 
     The score is :math:`\|\partial L / \partial \theta\|_1` of each sample with
@@ -85,10 +85,6 @@ class GradNormDetector(BaseDetector):
 
     Parameters
     ----------
-    model : nn.Module, skorch net, scikit-learn classifier or None, default=None
-        Maps X to logits. A trained module or a `FrozenEstimator` is used as it is, another
-        estimator is cloned and fitted. None: X holds features, and a logistic regression on
-        (X, y) is the head.
     params : {"head", "all"}, list of str or callable, default="head"
         Which parameters: the last linear layer's weight (the paper, closed form), all, the named
         ones, or those for whose name the callable is true.
@@ -96,32 +92,11 @@ class GradNormDetector(BaseDetector):
         "bce" is pytorch-ood's: binary cross-entropy of the softmax probabilities against 1/C.
     temperature : float, default=1.0
         What the logits are divided by.
-    false_alarm_rate : float, default=0.05
-        The share of in-distribution rows that ``predict`` may call out-of-distribution.
-    device : str or torch.device, default="auto"
-        Where to compute; "auto" is the network's device, or X's without a network.
-    batch_size : int, default=None
-        Rows a pass; None is 128 through a network, else as many as fill 32 MiB. A DataLoader has
-        its own.
-    verbose : bool or int, default=False
-        Show the progress of scoring, on a terminal.
-    random_state : int, RandomState or None, default=None
-        For the k-means clusters that stand in for classes where ``model=None`` gets no y.
 
     Attributes
     ----------
-    offset_ : float
-        The threshold on the scores.
     scorer_ : nn.Module
         Maps features, or inputs of the network, to scores.
-    known_classes_ : array of shape (n_classes,)
-        The in-distribution labels, where y was given.
-    model_ : object
-        The fitted clone of `model`, where there was one to fit.
-    n_features_in_ : int
-        The size of X's second axis.
-    n_samples_seen_ : int
-        In-distribution rows that ``partial_fit`` has learned from; after it alone.
 
     See Also
     --------
@@ -150,35 +125,11 @@ class GradNormDetector(BaseDetector):
     array([ 1, -1])
     """
 
-    _parameter_constraints = {
-        **{k: v for k, v in BaseDetector._parameter_constraints.items() if k != "layer"},
-        "params": [StrOptions({"head", "all"}), list, tuple, callable],
-        "loss": [StrOptions(set(LOSSES))],
-        "temperature": [Interval(Real, 0, None, closed="neither")],
-    }
-
-    def __init__(
-        self,
-        model: Model = None,
-        *,
-        params: str | Sequence[str] | Callable[[str], bool] = "head",
-        loss: str = "kl",
-        temperature: float = 1.0,
-        false_alarm_rate: float = 0.05,
-        device: Device = "auto",
-        batch_size: int | None = None,
-        verbose: bool | int = False,
-        random_state: RandomState = None,
-    ) -> None:
-        self.model = model
-        self.params = params
-        self.loss = loss
-        self.temperature = temperature
-        self.false_alarm_rate = false_alarm_rate
-        self.device = device
-        self.batch_size = batch_size
-        self.verbose = verbose
-        self.random_state = random_state
+    params: str | Sequence[str] | Callable[[str], bool] = param(
+        StrOptions({"head", "all"}), list, tuple, callable, default="head"
+    )
+    loss: str = param(StrOptions(set(LOSSES)), default="kl")
+    temperature: float = param(Interval(Real, 0, None, closed="neither"), default=1.0)
 
     def _build(self, network):
         names = [name for name, _ in network.module.named_parameters()]

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 
 from skood._compat import Interval, StrOptions
+from skood._kinds import ClassifierDetector
 from skood._learning import LearningScorer
+from skood._parameters import param
 from skood._states import State
-from skood._typing import Device, Model, RandomState
 from skood._warnings import warn
-from skood.base import BaseDetector
 from skood.functional import kl_to_uniform_grad
 
 PILOT_ROWS = 1000
@@ -20,6 +20,12 @@ SATURATED = 1e-3
 # at 0. Geometric ones are evenly spread over ±13.8: with 0.5 two of them hold nearly all states
 # and the AUROC is that of chance (digits .50; .67 with 3).
 AUTO_SPREAD = {"log": 0.5, "geometric": 3.0}
+
+POSITIVE_OR_AUTO = (
+    StrOptions({"auto"}),
+    Interval(Real, 0, None, closed="neither"),
+    "array-like",
+)
 
 
 def bin_edges(bins, n_bins):
@@ -187,7 +193,7 @@ def auto_alpha(products, bins):
     return alpha if np.isfinite(alpha) else 1.0
 
 
-class NACDetector(BaseDetector):
+class NACDetector(ClassifierDetector):
     r"""Neuron activation coverage (NAC-UE): how often training rows put neurons in these states.
 
     For a layer with output :math:`z` the state of a neuron is
@@ -198,10 +204,6 @@ class NACDetector(BaseDetector):
 
     Parameters
     ----------
-    model : nn.Module, skorch net, scikit-learn classifier or None, default=None
-        Maps X to logits. A trained module or a `FrozenEstimator` is used as it is, another
-        estimator is cloned and fitted. None: X holds features, and a logistic regression on
-        (X, y) is the head.
     layers : list of str or None, default=None
         The submodules whose outputs are read, from one forward and one backward pass; an entry
         None is what enters the last linear layer. None: that alone, in closed form.
@@ -221,34 +223,15 @@ class NACDetector(BaseDetector):
         Maps and tokens become one number a neuron. "separate", the authors' code: sums of z and
         of its gradient, then their product. "product", pytorch-ood: the mean of the product over
         maps, tokens flattened.
-    false_alarm_rate : float, default=0.05
-        The share of in-distribution rows that ``predict`` may call out-of-distribution.
-    device : str or torch.device, default="auto"
-        Where to compute; "auto" is the network's device, or X's without a network.
-    batch_size : int, default=None
-        Rows a pass; None is 128 through a network, else as many as fill 32 MiB. A DataLoader has
-        its own.
-    verbose : bool or int, default=False
-        Show the progress of scoring, on a terminal.
     random_state : int, RandomState or None, default=None
         Draws the pilot sample for "auto", and the k-means clusters that stand in for classes
         where ``model=None`` gets no y.
 
     Attributes
     ----------
-    offset_ : float
-        The threshold on the scores.
     scorer_ : nn.Module
         Maps features (or the layers' products) to scores; its buffers ``counts`` (n_neurons,
         number of bins), ``edges``, ``alphas`` and ``o_stars`` hold what was learned.
-    known_classes_ : array of shape (n_classes,)
-        The in-distribution labels, where y was given.
-    model_ : object
-        The fitted clone of `model`, where there was one to fit.
-    n_features_in_ : int
-        The size of X's second axis.
-    n_samples_seen_ : int
-        In-distribution rows that ``partial_fit`` has learned from; after it alone.
 
     See Also
     --------
@@ -277,44 +260,22 @@ class NACDetector(BaseDetector):
     array([ 1, -1])
     """
 
-    _parameter_constraints = {
-        **{k: v for k, v in BaseDetector._parameter_constraints.items() if k != "layer"},
-        "layers": [list, tuple, None],
-        "n_bins": [Interval(Integral, 2, None, closed="left")],
-        "alpha": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither"), "array-like"],
-        "o_star": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither"), "array-like"],
-        "bins": [StrOptions({"log", "geometric"})],
-        "pooling": [StrOptions({"separate", "product"})],
-    }
-
-    def __init__(
-        self,
-        model: Model = None,
-        layers: Sequence[str | None] | None = None,
-        *,
-        n_bins: int = 50,
-        alpha: float | Sequence[float] | str = "auto",
-        o_star: float | Sequence[float] | str = "auto",
-        bins: str = "log",
-        pooling: str = "separate",
-        false_alarm_rate: float = 0.05,
-        device: Device = "auto",
-        batch_size: int | None = None,
-        verbose: bool | int = False,
-        random_state: RandomState = None,
-    ) -> None:
-        self.model = model
-        self.layers = layers
-        self.n_bins = n_bins
-        self.alpha = alpha
-        self.o_star = o_star
-        self.bins = bins
-        self.pooling = pooling
-        self.false_alarm_rate = false_alarm_rate
-        self.device = device
-        self.batch_size = batch_size
-        self.verbose = verbose
-        self.random_state = random_state
+    layers: Sequence[str | None] | None = param(list, tuple, None, default=None, kw_only=False)
+    n_bins: int = param(Interval(Integral, 2, None, closed="left"), default=50)
+    alpha: float | Sequence[float] | str = param(
+        StrOptions({"auto"}),
+        Interval(Real, 0, None, closed="neither"),
+        "array-like",
+        default="auto",
+    )
+    o_star: float | Sequence[float] | str = param(
+        StrOptions({"auto"}),
+        Interval(Real, 0, None, closed="neither"),
+        "array-like",
+        default="auto",
+    )
+    bins: str = param(StrOptions({"log", "geometric"}), default="log")
+    pooling: str = param(StrOptions({"separate", "product"}), default="separate")
 
     def _build(self, network):
         layers = [None] if self.layers is None else list(self.layers)

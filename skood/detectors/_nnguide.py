@@ -9,11 +9,11 @@ from torch.backends import mkldnn
 from torch.nn.functional import linear, pad
 
 from skood._compat import Interval
+from skood._kinds import HeadDetector
 from skood._learning import LearningScorer
+from skood._parameters import param
 from skood._states import Reservoir
-from skood._typing import Device, Model, RandomState
 from skood._warnings import warn
-from skood.base import BaseDetector
 from skood.functional import energy
 
 # Inner products are taken in tiles of at most this many queries and bank rows: 4 MiB of float32.
@@ -215,7 +215,7 @@ class NNGuideScorer(LearningScorer):
         return guidance * energies.double()
 
 
-class NNGuideDetector(BaseDetector):
+class NNGuideDetector(HeadDetector):
     r"""Nearest-neighbour guidance: energy times similarity to training rows.
 
     With features :math:`h`, their direction :math:`\hat h = h / \|h\|_2` and their energy
@@ -225,10 +225,6 @@ class NNGuideDetector(BaseDetector):
 
     Parameters
     ----------
-    model : nn.Module, skorch net, scikit-learn classifier or None, default=None
-        Maps X to logits. A trained module or a `FrozenEstimator` is used as it is, another
-        estimator is cloned and fitted. None: X holds features, and a logistic regression on
-        (X, y) is the head.
     layer : str, default=None
         The submodule whose output is the feature vector, maps and tokens averaged over their
         positions. None: what enters the last linear layer. The energies stay the network's.
@@ -243,15 +239,6 @@ class NNGuideDetector(BaseDetector):
         How to search the bank: "exact", or by faiss (``pip install faiss-cpu``) with an index
         described as for its ``index_factory``, such as ``"Flat"``, ``"IVF1024,Flat"`` or
         ``"HNSW32"``.
-    false_alarm_rate : float, default=0.05
-        The share of in-distribution rows that ``predict`` may call out-of-distribution.
-    device : str or torch.device, default="auto"
-        Where to compute; "auto" is the network's device, or X's without a network.
-    batch_size : int, default=None
-        Rows a pass; None is 128 through a network, else as many as fill 32 MiB. A DataLoader has
-        its own.
-    verbose : bool or int, default=False
-        Show the progress of scoring, on a terminal.
     random_state : int, RandomState or None, default=None
         Draws the bank, and the k-means clusters that stand in for classes where ``model=None``
         gets no y.
@@ -260,18 +247,8 @@ class NNGuideDetector(BaseDetector):
     ----------
     k_ : int
         The number of neighbours used.
-    offset_ : float
-        The threshold on the scores.
     scorer_ : nn.Module
         Maps features to scores; its buffer ``bank`` is the bank, or ``index_bytes`` faiss's index.
-    known_classes_ : array of shape (n_classes,)
-        The in-distribution labels, where y was given.
-    model_ : object
-        The fitted clone of `model`, where there was one to fit.
-    n_features_in_ : int
-        The size of X's second axis.
-    n_samples_seen_ : int
-        In-distribution rows that ``partial_fit`` has learned from; after it alone.
 
     See Also
     --------
@@ -308,54 +285,22 @@ class NNGuideDetector(BaseDetector):
     array([ 1, -1])
     """
 
-    _parameter_constraints = {
-        **BaseDetector._parameter_constraints,
-        "k": [Interval(Integral, 1, None, closed="left")],
-        "energy_weighted": ["boolean"],
-        "bank_size": [
-            Interval(Integral, 1, None, closed="left"),
-            Interval(Real, 0, 1, closed="neither"),
-            None,
-        ],
-        "index": [str],
-    }
+    layer: str | None = param(str, None, default=None, kw_only=False)
+    k: int = param(Interval(Integral, 1, None, closed="left"), default=10)
+    energy_weighted: bool = param("boolean", default=True)
+    bank_size: int | float | None = param(
+        Interval(Integral, 1, None, closed="left"),
+        Interval(Real, 0, 1, closed="neither"),
+        None,
+        default=None,
+    )
+    index: str = param(str, default="exact")
 
-    def __init__(
-        self,
-        model: Model = None,
-        layer: str | None = None,
-        *,
-        k: int = 10,
-        energy_weighted: bool = True,
-        bank_size: int | float | None = None,
-        index: str = "exact",
-        false_alarm_rate: float = 0.05,
-        device: Device = "auto",
-        batch_size: int | None = None,
-        verbose: bool | int = False,
-        random_state: RandomState = None,
-    ) -> None:
-        self.model = model
-        self.layer = layer
-        self.k = k
-        self.energy_weighted = energy_weighted
-        self.bank_size = bank_size
-        self.index = index
-        self.false_alarm_rate = false_alarm_rate
-        self.device = device
-        self.batch_size = batch_size
-        self.verbose = verbose
-        self.random_state = random_state
-
-    def _build(self, network):
-        if self.layer is None:
-            head, body = network.head, network.features()
-        else:
-            head, body = None, network.require_logits().layer(self.layer, with_logits=True)
+    def _make_scorer(self, head):
         if self.index != "exact":
             # Before the network runs.
             import_faiss()
-        return body, NNGuideScorer(head, self.k, self.energy_weighted, self.bank_size, self.index)
+        return NNGuideScorer(head, self.k, self.energy_weighted, self.bank_size, self.index)
 
     def _fitted_attributes(self, scorer):
         k_ = min(self.k, scorer.n_bank)
