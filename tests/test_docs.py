@@ -17,7 +17,7 @@ DOCS = ROOT / "docs"
 def test_adding_a_method(tmp_path, monkeypatch):
     page = (DOCS / "developing" / "adding_a_method.md").read_text()
     method, *_ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(method.splitlines()) < 60
+    assert len(method.splitlines()) <= 65
     (tmp_path / "method_of_the_page.py").write_text(method)
     monkeypatch.syspath_prepend(tmp_path)
     module = importlib.import_module("method_of_the_page")
