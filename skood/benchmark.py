@@ -38,13 +38,8 @@ from skood.metrics import (
     confidence_interval,
     fpr_at_tpr_score,
 )
-from skood.plots import (
-    REJECTED,
-    OODRocCurveDisplay,
-    ScoreHistogramDisplay,
-    _labelled,
-    import_matplotlib,
-)
+from skood.plots import OODRocCurveDisplay, ScoreHistogramDisplay
+from skood.plots._common import REJECTED, import_matplotlib, labelled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -321,7 +316,7 @@ class Result:
 
     def labelled(self, kind: str) -> tuple[np.ndarray, np.ndarray]:
         """Return 1 or -1 for each in-distribution row and each of an OOD set, and their scores."""
-        return _labelled(self.scores, self.ood_scores[kind])
+        return labelled(self.scores, self.ood_scores[kind])
 
     @property
     def mean_auroc(self) -> float:

@@ -22,7 +22,6 @@ from skood.calibration import ConformalDetector
 from skood.metrics import aupr_out_score, auroc_score, fpr_at_tpr_score
 from skood.open_set import OpenSetClassifier
 from skood.plots import (
-    COLORS,
     DetectorComparisonDisplay,
     OODPrecisionRecallDisplay,
     OODRocCurveDisplay,
@@ -30,6 +29,7 @@ from skood.plots import (
     ScoreHistogramDisplay,
     ScoreMapDisplay,
 )
+from skood.plots._common import COLORS
 
 SCORES = [ScoreHistogramDisplay, OODRocCurveDisplay, OODPrecisionRecallDisplay]
 OOD_LABELS = {-2: "far", -1: "near"}
