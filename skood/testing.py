@@ -7,7 +7,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 from unittest import SkipTest, TestCase
@@ -136,7 +136,8 @@ def detector_checks(
         raise TypeError(f"Pass an instance, {detector.__name__}(), not the class.")
     checks: list[Callable] = []
     if "features" in kinds:
-        yield from estimator_checks_generator(detector)
+        for estimator, check in estimator_checks_generator(detector):
+            yield estimator, _skip_without_gpu(check) if needs_gpu(check) else check
         checks += FEATURE_CHECKS
         checks += [partial(check_dtypes, dtype=dtype, agreement=agreement) for dtype in DTYPES]
     if "network" in kinds:
@@ -145,6 +146,30 @@ def detector_checks(
             checks += HEAD_CHECKS
     for check in checks:
         yield detector, check
+
+
+def needs_gpu(check):
+    """Tell whether a check of scikit-learn's takes arrays on "cuda".
+
+    Parameters
+    ----------
+    check : callable
+        As `estimator_checks_generator` yields it.
+    """
+    given = getattr(check, "keywords", {}).values()
+    return any("cuda" in (value, getattr(value, "device", None)) for value in given)
+
+
+def _skip_without_gpu(check):
+    """Return a check that skips without a GPU: scikit-learn asks only how torch was built."""
+
+    @wraps(check.func)
+    def check_on_gpu(*args, **given):
+        if not torch.cuda.is_available():
+            raise SkipTest("needs a GPU")
+        check.func(*args, **given)
+
+    return partial(check_on_gpu, *check.args, **check.keywords)
 
 
 def parametrize_with_detector_checks(

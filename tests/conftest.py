@@ -10,16 +10,20 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from sklearn.datasets import load_iris  # noqa: E402
 
+from skood.testing import needs_gpu  # noqa: E402
+
 # Run by `python -m tests.benchmarks`.
 collect_ignore = ["benchmarks"]
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Skip tests marked cuda where there is no GPU."""
-    if not torch.cuda.is_available():
-        for item in items:
-            if "cuda" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+    """Mark scikit-learn's checks on "cuda" as such, and skip what needs a GPU without one."""
+    for item in items:
+        if needs_gpu(getattr(item, "callspec", None) and item.callspec.params.get("check")):
+            item.add_marker("cuda")
+        if "cuda" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
 @pytest.fixture

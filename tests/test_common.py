@@ -86,6 +86,12 @@ def test_array_api_checks_run():
     assert SCIPY_ARRAY_API
 
 
+def test_array_api_checks_on_cuda_are_marked(request):
+    """Without a GPU they fail on a CUDA build of torch, if conftest does not skip them."""
+    items = [item for item in request.session.items if "check_array_api" in item.name]
+    assert all(item.get_closest_marker("cuda") for item in items if "cuda" in item.name)
+
+
 def put(detector, net):
     """Return a clone of a detector with a network."""
     return clone(detector).set_params(model=net)

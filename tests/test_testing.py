@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from unittest import SkipTest
 
 import numpy as np
 import pytest
@@ -142,3 +143,15 @@ print(*sorted({status for _, status in check_detector(ASHDetector())}))
 def test_what_is_skipped_is_told():
     with pytest.warns(SkipTestWarning, match="is skipped"):
         check_detector(GMMDetector(), kinds=["features"])
+
+
+def test_a_cuda_build_of_torch_without_a_gpu_skips_the_checks_on_cuda(monkeypatch):
+    """scikit-learn's array API checks ask only how torch was built, and then fail."""
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    checks = [check for _, check in detector_checks(GMMDetector(), kinds=["features"])]
+    on_gpu = [check for check in checks if "cuda" in name_of(check)]
+    assert len(on_gpu) >= 4
+    for check in on_gpu:
+        with pytest.raises(SkipTest):
+            check(GMMDetector())
