@@ -12,8 +12,8 @@ from sklearn.datasets import load_iris  # noqa: E402
 
 from skood.testing import needs_gpu  # noqa: E402
 
-# Run by `python -m tests.benchmarks`.
-collect_ignore = ["benchmarks"]
+# Run by `python -m tests.benchmarks`, and a plugin that has to come before torch.
+collect_ignore = ["benchmarks", "pretended_gpu"]
 
 
 @pytest.hookimpl(tryfirst=True)
