@@ -48,6 +48,25 @@ class ModuleSharing:
         return super(ModuleSharing, template).__sklearn_clone__().set_params(**shared)
 
 
+class PoolsLayer(DeclaresParameters):
+    """Mixin of estimators whose features may be what a layer gives, one vector a row.
+
+    Parameters
+    ----------
+    layer : str, default=None
+        The submodule whose output is the feature vector, maps and tokens averaged over their
+        positions; tokens that are 0 in ``X["attention_mask"]`` do not count. None: what enters the
+        last linear layer.
+    channel_axis : int, default=None
+        The axis of the layer's output that holds the channels, where it has positions too: 1 for
+        (n, C, H, W) and (n, C, L), -1 for (n, H, W, C) and (n, T, C). None: what the layers of
+        torch inside of it or before it tell; a warning says where it was guessed.
+    """
+
+    layer: str | None = param(str, None, default=None, kw_only=False)
+    channel_axis: int | None = param(Integral, None, default=None)
+
+
 class NetworkEstimator(DeclaresParameters, ModuleSharing, PrintsNetworks):
     """Base of the detectors and of the feature extractor.
 

@@ -220,7 +220,7 @@ class NormsByRule(_Hooked):
         """Return a dict of norms; without parameters that the logits do not depend on here."""
         n_samples = len(tree_leaves(x)[0])
         x = paired(x)
-        with torch.enable_grad(), self._recording() as norms:
+        with torch.enable_grad(), self._recording(x) as norms:
             self._calls.n_samples = len(tree_leaves(x)[0])
             logits = self.network(x)
             if logits.requires_grad:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from skood._compat import StrOptions
+from skood._estimator import PoolsLayer
 from skood._parameters import param
 from skood._typing import RandomState
 from skood.base import BaseDetector
@@ -14,17 +15,8 @@ from skood.functional import energy, max_logit, msp
 LOGIT_SCORES = {"energy": energy, "msp": msp, "max_logit": max_logit}
 
 
-class FeatureDetector(BaseDetector):
-    """Base of detectors that score features: a subclass has ``_make_scorer()``.
-
-    Parameters
-    ----------
-    layer : str, default=None
-        The submodule whose output is the feature vector, maps and tokens averaged over their
-        positions. None: what enters the last linear layer.
-    """
-
-    layer: str | None = param(str, None, default=None, kw_only=False)
+class FeatureDetector(PoolsLayer, BaseDetector):
+    """Base of detectors that score features: a subclass has ``_make_scorer()``."""
 
     _needs_logits = False
 
@@ -33,7 +25,10 @@ class FeatureDetector(BaseDetector):
         raise NotImplementedError
 
     def _build(self, network):
-        body = network.features() if self.layer is None else network.layer(self.layer)
+        if self.layer is None:
+            body = network.features()
+        else:
+            body = network.layer(self.layer, channel_axis=self.channel_axis)
         return body, self._make_scorer()
 
 
@@ -57,21 +52,20 @@ class HeadDetector(ClassifierDetector):
     """Base of detectors that score features and logits: a subclass has ``_make_scorer(head)``.
 
     The head is the last linear layer: the scorer takes features, and makes the logits by it. A
-    subclass that declares a parameter `layer` allows features of another layer: its scorer then
-    gets None as head, and takes features and logits.
+    subclass that is a `PoolsLayer` too allows features of another layer: its scorer then gets None
+    as head, and takes features and logits.
     """
-
-    layer: str | None
 
     def _make_scorer(self, head):
         """Return the module that maps features, or features and logits, to scores."""
         raise NotImplementedError
 
     def _build(self, network):
-        layer = getattr(self, "layer", None)
-        if layer is None:
+        if not isinstance(self, PoolsLayer) or self.layer is None:
             return network.features(), self._make_scorer(network.head)
-        body = network.require_logits().layer(layer, with_logits=True)
+        body = network.require_logits().layer(
+            self.layer, with_logits=True, channel_axis=self.channel_axis
+        )
         return body, self._make_scorer(None)
 
 

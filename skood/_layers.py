@@ -77,12 +77,13 @@ class _Hooked(nn.Module):
         self._calls = threading.local()
 
     @contextlib.contextmanager
-    def _recording(self):
+    def _recording(self, x):
         self._calls.seen, self._calls.counts = {}, Counter()
+        self._calls.mask = x.get("attention_mask") if isinstance(x, dict) else None
         try:
             yield self._calls.seen
         finally:
-            del self._calls.seen, self._calls.counts
+            del self._calls.seen, self._calls.counts, self._calls.mask
 
     def _on_input(self, name, react):
         """Let ``react(x)`` see what enters a layer, and replace it."""
@@ -127,7 +128,7 @@ class _Hooked(nn.Module):
     def _read(self, x, name):
         """Run a pass that a hook may end; return what was recorded, and the logits or None."""
         logits = None
-        with self._recording() as seen:
+        with self._recording(x) as seen:
             with contextlib.suppress(_Reached):
                 logits = self.network(x)
             self._require([name])
@@ -189,15 +190,20 @@ class LayerReader(_Hooked):
         See `skood.functional.pool`.
     with_logits : bool
         Otherwise the pass ends at the layer.
+    channel_axis : int or None
+        See `skood.functional.pool`. What is padding is in ``x["attention_mask"]``.
     """
 
-    def __init__(self, network, name, how, with_logits):
+    def __init__(self, network, name, how, with_logits, channel_axis):
         super().__init__(network)
         self.name, self.how, self.with_logits = name, how, with_logits
+        self.channel_axis = channel_axis
         self._on_output(name, self._hook)
 
     def _hook(self, output):
-        features = at_least_float32(pool(output, self.how))
+        features = at_least_float32(
+            pool(output, self.how, channel_axis=self.channel_axis, mask=self._calls.mask)
+        )
         if not self.with_logits:
             return self._end(self.name, features)
         # An in-place operation may follow and overwrite what was not reduced.
@@ -233,7 +239,7 @@ class LayerEditor(_Hooked):
 
     def forward(self, x):
         """Map X to logits."""
-        with self._recording():
+        with self._recording(x):
             return at_least_float32(self.network(x))
 
 
@@ -249,14 +255,17 @@ class GradientTaps(_Hooked):
     head_name : str
         The last linear layer.
     combine : callable
-        Maps (output, gradient) of a layer to a tensor of shape (n_samples, n_neurons).
+        Maps (output, gradient) of a layer to a tensor of shape (n_samples, n_neurons); it is told
+        `channel_axis` and `mask`, as `skood.functional.pool` is.
+    channel_axes : list of int or None
+        Those of the layers.
     """
 
     not_exportable = "it differentiates the network. Without `layers` NACDetector does not."
 
-    def __init__(self, network, names, head_name, combine):
+    def __init__(self, network, names, head_name, combine, channel_axes):
         super().__init__(network)
-        self.names, self.combine = names, combine
+        self.names, self.combine, self.channel_axes = names, combine, channel_axes
         for name in names:
             if name is None:
                 self._on_input(head_name, partial(self._tap, None))
@@ -275,8 +284,9 @@ class GradientTaps(_Hooked):
     def forward(self, x):
         """Return the combined tensor of each layer, in the order of `names`."""
         n_samples = len(tree_leaves(x)[0])
-        with torch.enable_grad(), self._recording() as seen:
-            logits = self.network(paired(x))
+        x = paired(x)
+        with torch.enable_grad(), self._recording(x) as seen:
+            mask, logits = self._calls.mask, self.network(x)
             self._require(self.names)
             outputs, edges = zip(*(seen[name] for name in self.names), strict=True)
             grad = kl_to_uniform_grad(at_least_float32(logits.detach())).to(logits.dtype)
@@ -288,6 +298,13 @@ class GradientTaps(_Hooked):
                 raise ValueError(f"The logits do not depend on the layer {name!r}: name another.")
         with torch.no_grad():
             return tuple(
-                self.combine(at_least_float32(output.detach()), at_least_float32(grad))[:n_samples]
-                for output, grad in zip(outputs, grads, strict=True)
+                self.combine(
+                    at_least_float32(output.detach()),
+                    at_least_float32(grad),
+                    channel_axis=channel_axis,
+                    mask=mask,
+                )[:n_samples]
+                for output, grad, channel_axis in zip(
+                    outputs, grads, self.channel_axes, strict=True
+                )
             )

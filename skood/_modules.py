@@ -186,10 +186,10 @@ class TakeEntry:
 class Pool(nn.Module):
     """`skood.functional.pool` as a module."""
 
-    def __init__(self, how):
+    def __init__(self, how, channel_axis=None):
         super().__init__()
-        self.how = how
+        self.how, self.channel_axis = how, channel_axis
 
     def forward(self, activations):
         """Reduce activations to one vector a sample."""
-        return pool(activations, self.how)
+        return pool(activations, self.how, channel_axis=self.channel_axis)

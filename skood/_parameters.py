@@ -47,7 +47,8 @@ class DeclaresParameters:
             field.name, field.type = name, cls.__annotations__[name]
             delattr(cls, name)
         cls._own_parameters = own
-        if own and "__init__" not in vars(cls):
+        joined = sum(issubclass(base, DeclaresParameters) for base in cls.__bases__) > 1
+        if (own or joined) and "__init__" not in vars(cls):
             parameters = declared_parameters(cls)
             cls.__init__ = make_init(cls, parameters)
             cls._parameter_constraints = {

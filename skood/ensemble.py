@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, RandomSampler
 from skood._arrays import FEATURE_BATCH_BYTES, TensorStore
 from skood._compat import Interval, StrOptions, _BaseComposition, _fit_context, move_to_numpy
 from skood._estimator import ModuleSharing, computing
-from skood._labels import warn_of_class_scorer
 from skood._learning import threshold_rows
 from skood._printing import PrintsNetworks, for_printer
 from skood._typing import Inputs, Labels, Model, RandomState
@@ -403,7 +402,6 @@ class EnsembleDetector(
         decision : ndarray of shape (n_samples,)
             Negative for rows that ``predict`` calls out-of-distribution.
         """
-        warn_of_class_scorer()
         return self.score_samples(X) - self.offset_
 
     def predict(self, X: Inputs) -> np.ndarray:

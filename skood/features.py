@@ -12,7 +12,7 @@ from torch import nn
 
 from skood._arrays import join, move
 from skood._compat import HasMethods, StrOptions, _fit_context
-from skood._estimator import NetworkEstimator, computing
+from skood._estimator import NetworkEstimator, PoolsLayer, computing
 from skood._lazy import is_dask, lazy
 from skood._modules import Pool
 from skood._parameters import param
@@ -23,7 +23,9 @@ from skood.base import BaseDetector
 __all__ = ["FeatureExtractor"]
 
 
-class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NetworkEstimator):
+class FeatureExtractor(
+    ClassNamePrefixFeaturesOutMixin, TransformerMixin, PoolsLayer, NetworkEstimator
+):
     """Map inputs of a network to its features, in front of a detector in a Pipeline.
 
     Parameters
@@ -33,9 +35,15 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
         is cloned and fitted on the in-distribution rows. None: X holds features already.
     layer : str, default=None
         The submodule whose output is taken. None: what enters the last linear layer.
+    channel_axis : int, default=None
+        The axis of the layer's output, or of X without a network, that holds the channels, where
+        it has positions too: 1 for (n, C, H, W) and (n, C, L), -1 for (n, H, W, C) and (n, T, C).
+        None: what the layers of torch inside of the layer or before it tell; a warning says where
+        it was guessed. In X the last axis of three, else the second.
     pool : {"avg", "max", "token"} or None, default="avg"
         How maps (n, C, H, W) and tokens (n, T, D) become one vector a row: average or maximum
-        over positions, the first token, or not at all.
+        over positions, the first token, or not at all. Tokens of a layer that are 0 in
+        ``X["attention_mask"]`` are padding and do not count.
     memory : str or joblib.Memory, default=None
         Where to remember features, by the content of weights and rows, so that a search over a
         Pipeline passes each block of rows through the network once. A change of the code of a
@@ -59,7 +67,6 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
     (2,)
     """
 
-    layer: str | None = param(str, None, default=None, kw_only=False)
     pool: str | None = param(StrOptions({"avg", "max", "token"}), None, default="avg")
     memory: str | joblib.Memory | None = param(str, HasMethods("cache"), None, default=None)
 
@@ -95,8 +102,10 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
 
     def _make_body(self, network):
         if self.layer is None:
-            return Pool(self.pool) if network.takes_features else network.features()
-        return network.layer(self.layer, how=self.pool)
+            if network.takes_features:
+                return Pool(self.pool, self.channel_axis)
+            return network.features()
+        return network.layer(self.layer, how=self.pool, channel_axis=self.channel_axis)
 
     @property
     def head(self) -> nn.Linear:
@@ -126,7 +135,8 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Networ
         )
         # Keyed by numpy: how torch pickles a tensor differs from process to process.
         X_key = rows.hash()
-        key = joblib.hash((self._network.describe(), self.layer, self.pool))
+        axes = self._network.channel_axes
+        key = joblib.hash((self._network.describe(), self.layer, self.pool, axes))
         # A copy: what a memory mapped from its file gives must not be written to.
         return rows.like(torch.from_numpy(np.array(remembered(key, X_key, self, rows))))
 

@@ -113,15 +113,27 @@ def all_finite(x: torch.Tensor) -> bool:
     return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
 
 
-def pool(activations: torch.Tensor, how: str | None = "avg") -> torch.Tensor:
+def pool(
+    activations: torch.Tensor,
+    how: str | None = "avg",
+    *,
+    channel_axis: int | None = None,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Reduce the output of a layer to one vector a sample.
 
     Parameters
     ----------
     activations : Tensor of shape (n_samples, D), (n_samples, T, D) or (n_samples, C, H, W, ...)
         Vectors, tokens or maps.
-    how : {"avg", "max", "token"} or None, default="avg"
-        Average or maximum over positions, the first token, or no reduction.
+    how : {"avg", "max", "sum", "token"} or None, default="avg"
+        Average, maximum or sum over positions, the first token, or no reduction.
+    channel_axis : int, default=None
+        The axis that stays; the other axes but the first are positions. None: the last one of
+        three, else the second.
+    mask : Tensor of shape (n_samples, T), default=None
+        Zero for tokens that are padding and do not count. It applies where one axis of positions
+        is of this length.
 
     Returns
     -------
@@ -132,18 +144,58 @@ def pool(activations: torch.Tensor, how: str | None = "avg") -> torch.Tensor:
     ------
     ValueError
         If the first token is asked of maps.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.functional import pool
+    >>> tokens = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [0.0, 0.0]]])
+    >>> pool(tokens, mask=torch.tensor([[1, 1, 0]]))
+    tensor([[2., 3.]])
     """
-    if how is None or activations.ndim == 2:
+    ndim = activations.ndim
+    if how is None or ndim == 2:
         return activations
+    if channel_axis is None:
+        channel_axis = -1 if ndim == 3 else 1
+    if channel_axis % ndim == 0:
+        raise ValueError(f"channel_axis={channel_axis} is the axis of the samples.")
+    positions = tuple(axis for axis in range(1, ndim) if axis != channel_axis % ndim)
+    counts = _counting_positions(activations.shape, positions, mask)
     if how == "token":
-        if activations.ndim != 3:
+        if positions != (1,):
             raise ValueError(
                 f"pool='token' needs tokens (n_samples, T, D), but the layer gives shape "
                 f"{tuple(activations.shape)}. Use pool='avg' or pool='max'."
             )
-        return activations[:, 0]
-    positions = 1 if activations.ndim == 3 else tuple(range(2, activations.ndim))
-    return activations.mean(positions) if how == "avg" else activations.amax(positions)
+        if counts is None:
+            return activations[:, 0]
+        # Texts may be padded on the left.
+        return activations.take_along_dim(counts.int().argmax(1, keepdim=True), 1)[:, 0]
+    if how == "max":
+        if counts is not None:
+            activations = activations.masked_fill(~counts, -torch.inf)
+        return activations.amax(positions)
+    reduce = torch.mean if how == "avg" else torch.sum
+    if counts is None:
+        return reduce(activations, positions)
+    dtype = torch.promote_types(activations.dtype, torch.float32)
+    reduced = reduce(activations.where(counts, 0), positions, dtype=dtype)
+    return reduced / counts.to(dtype).mean(positions) if how == "avg" else reduced
+
+
+def _counting_positions(shape, positions, mask):
+    """Return a mask of tokens as a bool tensor that broadcasts to a shape; None if it does not."""
+    if mask is None or mask.ndim != 2:
+        return None
+    tokens = [axis for axis in positions if shape[axis] == mask.shape[1]]
+    if len(tokens) != 1 or shape[0] != mask.shape[0]:
+        return None
+    counts = mask != 0
+    # Of a row without any token all count: there is no average of none.
+    counts = counts | ~counts.any(1, keepdim=True)
+    sizes = (mask.shape[1] if axis in tokens else 1 for axis in range(1, len(shape)))
+    return counts.view(-1, *sizes)
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:

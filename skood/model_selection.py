@@ -13,7 +13,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from skood._compat import HasMethods, _fit_context, _safe_indexing
-from skood._labels import as_labels, encode_labels, warn_of_class_scorer
+from skood._labels import as_labels, encode_labels
 from skood._typing import Inputs, Labels, RandomState
 from skood.metrics import _known_labels, get_scorer
 
@@ -408,7 +408,6 @@ class FitOnInliers(MetaEstimatorMixin, BaseEstimator):
         decision : array of shape (n_samples,)
             Negative for rows that ``predict`` calls out-of-distribution.
         """
-        warn_of_class_scorer()
         check_is_fitted(self)
         decision = self.estimator_.decision_function(X)
         return -decision - self.offset_ if self.higher_is_outlier else decision

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from skood._arrays import move
+from skood._channels import ChannelAxes
 from skood._compat import move_to_numpy
 from skood._layers import (
     GradientTaps,
@@ -60,6 +61,8 @@ class Network:
         self.map_head, self.map_head_is_last = None, False
         self.logits_key, self.takes_named, self._changed = None, False, False
         self._calls, self._not_tensor, self._logits_shape = None, {}, None
+        # Of the layers that were asked for; how a pass found them is gone when it is unpickled.
+        self.channel_axes, self._found_axes = {}, None
         tensors = () if module is None else (*self.module.parameters(), *self.module.buffers())
         self.dtype = next((t.dtype for t in tensors if t.is_floating_point()), dtype)
         if self.takes_features:
@@ -107,6 +110,7 @@ class Network:
             "map_head": (self.map_head, self.map_head_is_last),
             "logits_key": self.logits_key,
             "takes_named": self.takes_named,
+            "channel_axes": list(self.channel_axes.items()),
             "input_dtype": str(self.input_dtype).removeprefix("torch."),
             "changed": self.weights_changed,
             "buffers": {name: move_to_numpy(buffer) for name, buffer in modules},
@@ -116,6 +120,8 @@ class Network:
     def _set_state(self, state):
         self._head_name, self.logits_key = state["head_name"], state["logits_key"]
         self._changed = state["changed"]
+        # Earlier versions knew none.
+        self.channel_axes = dict(state.get("channel_axes", ()))
         self.map_head, self.map_head_is_last = state["map_head"]
         self.input_dtype = getattr(torch, state["input_dtype"])
         buffers = {} if self.module is None else dict(self.module.named_buffers())
@@ -248,6 +254,7 @@ class Network:
         def run(dtype):
             twin = private_copy(self.module)
             called.clear(), linear.clear()
+            self._found_axes = ChannelAxes(twin)
             for name, part in twin.named_modules():
                 part.register_forward_hook(lambda part, _, out, name=name: note(part, name, out))
             return twin(move(sample, self.device, dtype, copy=True))
@@ -337,7 +344,7 @@ class Network:
         """Return a module that maps X to what enters the 1×1 convolution that gives the logits."""
         return HeadReader(private_copy(self.module), self.map_head, None)
 
-    def layer(self, name, *, how="avg", with_logits=False):
+    def layer(self, name, *, how="avg", with_logits=False, channel_axis=None):
         """Return a module that maps X to the pooled output of a named layer.
 
         Parameters
@@ -348,9 +355,18 @@ class Network:
             See `skood.functional.pool`.
         with_logits : bool, default=False
             Return ``(features, logits)``. Otherwise the pass ends at the layer.
+        channel_axis : int, default=None
+            The axis of the layer's output that holds its channels; None is to find it.
         """
         self.check_layer(name)
-        return LayerReader(private_copy(self.module), name, how, with_logits)
+        axis = None if how is None else self._channel_axis(name, channel_axis)
+        return LayerReader(private_copy(self.module), name, how, with_logits, axis)
+
+    def _channel_axis(self, name, given):
+        """Return the axis that holds the channels of a layer, and note it."""
+        if self._found_axes is not None:
+            self.channel_axes[name] = self._found_axes.of(name, given)
+        return self.channel_axes.get(name)
 
     def edited(self, name, edit):
         """Return a copy in which the output of a named layer passes through a module.
@@ -361,7 +377,7 @@ class Network:
             self.check_layer(name)
         return LayerEditor(private_copy(self.module), name, self.map_head, edit)
 
-    def taps(self, names, combine):
+    def taps(self, names, combine, channel_axes):
         """Return a module that maps X to a combination of layers' outputs and KL gradients.
 
         Parameters
@@ -369,13 +385,17 @@ class Network:
         names : list of str or None
             Submodules; None is what enters the last linear layer.
         combine : callable
-            Maps (output, gradient) of a layer to (n_samples, n_neurons).
+            Maps (output, gradient) of a layer to (n_samples, n_neurons). See `GradientTaps`.
+        channel_axes : list of int or None
+            As in `layer`, one a name.
         """
-        for name in names:
+        axes = [None] * len(names)
+        for i, (name, given) in enumerate(zip(names, channel_axes, strict=True)):
             if name is not None:
                 self.check_layer(name)
+                axes[i] = self._channel_axis(name, given)
         head_name = self.head_name if None in names else None
-        return GradientTaps(differentiable_copy(self.module), names, head_name, combine)
+        return GradientTaps(differentiable_copy(self.module), names, head_name, combine, axes)
 
     def check_layer(self, name):
         """Raise unless the network has a layer or call of this name that gives a tensor."""

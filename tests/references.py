@@ -294,8 +294,10 @@ def nac_pool(z, gradient, pooling="separate"):
     raise ValueError(pooling)
 
 
-def nac_products(net, X, layers=(None,), pooling="separate", head_name="fc"):
+def nac_products(net, X, layers=(None,), pooling="separate", head_name="fc", masks=None):
     """Compute pooled z * dKL(u || p)/dz, a list of (n, N), by autograd, one sample at a time.
+
+    Masks (n, T) are zero for the tokens that are left out.
 
     A layer's z is what it returns, before an in-place operation that follows overwrites it; of a
     layer that is called twice, the last call's. None: the input of the last linear layer.
@@ -312,13 +314,15 @@ def nac_products(net, X, layers=(None,), pooling="separate", head_name="fc"):
 
     handles = [hook(net, layer, keep_as(i), head_name) for i, layer in enumerate(layers)]
     products = [[] for _ in layers]
-    for x in as_tensor(X):
+    for i, x in enumerate(as_tensor(X)):
+        places = slice(None) if masks is None else as_array(masks[i]) != 0
         value = uniform_loss(net(x[None].requires_grad_().clone())[0])
         outputs = [kept[i] for i in range(len(layers))]
         gradients = torch.autograd.grad(value, outputs, allow_unused=True)
         for rows, z, gradient in zip(products, outputs, gradients, strict=True):
             gradient = torch.zeros_like(z) if gradient is None else gradient
-            rows.append(nac_pool(as_array(z)[0], as_array(gradient)[0], pooling))
+            z, gradient = (as_array(tensor)[0][places] for tensor in (z, gradient))
+            rows.append(nac_pool(z, gradient, pooling))
     for handle in handles:
         handle.remove()
     return [np.stack(rows) for rows in products]

@@ -174,8 +174,10 @@ def with_layer(net, layer):
     return net, layer
 
 
-def averaged(features):
-    """Average maps and tokens."""
+def averaged(features, masks=None):
+    """Average maps and tokens, of texts those that are no padding."""
+    if masks is not None and features.ndim == 3:
+        return np.stack([row[mask != 0].mean(0) for row, mask in zip(features, masks, strict=True)])
     if features.ndim == 4:
         return features.mean((2, 3))
     return features.mean(1) if features.ndim == 3 else features
@@ -184,16 +186,20 @@ def averaged(features):
 def expected_scores(method, net, head, layer, X_train, y, X):
     """Compute the scores of a method by the plain references."""
     twin, layer = with_layer(net, layer)
+    texts = isinstance(net, HuggingFace) and len(net.input_shape) == 1
+    both = [(x, net.split(x)["attention_mask"] if texts else None) for x in (X_train, X)]
     if method.startswith("ASH"):
         of = {"head_name": head} if method == "ASH" else {"layer": layer}
         return ref.ash_network(twin, X, **of, max_ratio=44)
     if method == "GradNorm all":
         return ref.gradnorm(net, X)
     if method == "NAC layers":
-        products = [ref.nac_products(twin, x, [layer], head_name=head) for x in (X_train, X)]
+        products = [
+            ref.nac_products(twin, x, [layer], head_name=head, masks=masks) for x, masks in both
+        ]
         return ref.nac_scores(*products, n_bins=20, o_star=10)
     where = {"layer": layer} if method.endswith("layer") else {"head_name": head}
-    H_train, H = (averaged(ref.features(twin, x, **where)) for x in (X_train, X))
+    H_train, H = (averaged(ref.features(twin, x, **where), masks) for x, masks in both)
     if method.startswith("GMM"):
         return ref.gmm_scores(ref.gmm_fit(H_train, y, reg_covar=0.1), H)
     if method.startswith("NNGuide"):

@@ -73,7 +73,8 @@ class Inherits(OfItsOwn):
 def test_declared_parameters_make_the_constructor():
     assert str(inspect.signature(ScaledNorm)) == (
         "(model: Any = None, layer: str | None = None, *, power: float = 1.0, "
-        "false_alarm_rate: float = 0.05, device: str | torch.device = 'auto', "
+        "channel_axis: int | None = None, false_alarm_rate: float = 0.05, "
+        "device: str | torch.device = 'auto', "
         "batch_size: int | None = None, verbose: bool | int = False) -> None"
     )
     net = torch.nn.Linear(2, 2)

@@ -12,7 +12,7 @@ from skood._learning import LearningScorer
 from skood._parameters import param
 from skood._states import State
 from skood._warnings import warn
-from skood.functional import kl_to_uniform_grad
+from skood.functional import kl_to_uniform_grad, pool
 
 PILOT_ROWS = 1000
 SATURATED = 1e-3
@@ -75,18 +75,16 @@ def head_products(features, head):
     return features * (kl_to_uniform_grad(head(features)).to(features.dtype) @ head.weight)
 
 
-def pool_separate(z, grad):
+def pool_separate(z, grad, **how):
     """Sum z and its gradient over positions, each on its own, then multiply."""
-    if z.ndim > 2:
-        positions = 1 if z.ndim == 3 else tuple(range(2, z.ndim))
-        z, grad = z.sum(positions), grad.sum(positions)
-    return z * grad
+    return pool(z, "sum", **how) * pool(grad, "sum", **how)
 
 
-def pool_product(z, grad):
+def pool_product(z, grad, *, channel_axis, mask):
     """Multiply z and its gradient, then average maps over positions; tokens are flattened."""
-    product = z * grad
-    return product.mean(tuple(range(2, z.ndim))) if z.ndim > 3 else product.flatten(1)
+    if z.ndim == 3 and channel_axis in (None, 2, -1):
+        return (z * grad).flatten(1)
+    return pool(z * grad, channel_axis=channel_axis, mask=mask)
 
 
 class NACScorer(LearningScorer):
@@ -183,7 +181,8 @@ class NACScorer(LearningScorer):
 
 def per_layer(value, n_layers):
     """Return a value, or a list of one a layer, as a list."""
-    return [value] * n_layers if isinstance(value, (str, Real)) else list(value)
+    single = value is None or isinstance(value, (str, Real))
+    return [value] * n_layers if single else list(value)
 
 
 def auto_alpha(products, bins):
@@ -221,8 +220,13 @@ class NACDetector(ClassifierDetector):
         and 1.
     pooling : {"separate", "product"}, default="separate"
         Maps and tokens become one number a neuron. "separate", the authors' code: sums of z and
-        of its gradient, then their product. "product", pytorch-ood: the mean of the product over
+        of its gradient, then their product; tokens that are 0 in ``X["attention_mask"]`` do not
+        count. "product", pytorch-ood: the mean of the product over
         maps, tokens flattened.
+    channel_axis : int, list of int or None, default=None
+        The axis of a layer's output that holds the neurons, where it has positions too: 1 for
+        (n, C, H, W) and (n, C, L), -1 for (n, H, W, C) and (n, T, C); or one a layer. None: what
+        the layers of torch inside of it or before it tell; a warning says where it was guessed.
     random_state : int, RandomState or None, default=None
         Draws the pilot sample for "auto", and the k-means clusters that stand in for classes
         where ``model=None`` gets no y.
@@ -276,6 +280,9 @@ class NACDetector(ClassifierDetector):
     )
     bins: str = param(StrOptions({"log", "geometric"}), default="log")
     pooling: str = param(StrOptions({"separate", "product"}), default="separate")
+    channel_axis: int | Sequence[int | None] | None = param(
+        Integral, "array-like", None, default=None
+    )
 
     def _build(self, network):
         layers = [None] if self.layers is None else list(self.layers)
@@ -288,23 +295,29 @@ class NACDetector(ClassifierDetector):
             raise ValueError(f"layers={layers} must name at least one layer, each once.")
         for name in ("alpha", "o_star"):
             check_per_layer(name, getattr(self, name), len(layers))
+        axes = check_number("channel_axis", self.channel_axis, len(layers))
         settings = (len(layers), self.bins, self.n_bins, self.alpha, self.o_star)
         if layers == [None]:
             return network.features(), NACScorer(network.head, *settings)
         taps = network.require_logits().taps(
-            layers, {"separate": pool_separate, "product": pool_product}[self.pooling]
+            layers, {"separate": pool_separate, "product": pool_product}[self.pooling], axes
         )
         return taps, NACScorer(None, *settings)
 
 
-def check_per_layer(name, value, n_layers):
-    """Raise unless a parameter is positive or "auto", once or once a layer."""
+def check_number(name, value, n_layers):
+    """Return a parameter as a list of one value a layer, or raise if it has another number."""
     values = per_layer(value, n_layers)
     if len(values) != n_layers:
         raise ValueError(
             f"{name} has {len(values)} entries for {n_layers} layers: give one number, or one a "
             "layer in the order of `layers`."
         )
-    for entry in values:
+    return values
+
+
+def check_per_layer(name, value, n_layers):
+    """Raise unless a parameter is positive or "auto", once or once a layer."""
+    for entry in check_number(name, value, n_layers):
         if not (entry == "auto" or (isinstance(entry, Real) and 0 < entry < np.inf)):
             raise ValueError(f"{name} must be 'auto' or positive numbers, got {entry!r}.")

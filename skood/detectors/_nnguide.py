@@ -9,6 +9,7 @@ from torch.backends import mkldnn
 from torch.nn.functional import linear, pad
 
 from skood._compat import Interval
+from skood._estimator import PoolsLayer
 from skood._kinds import HeadDetector
 from skood._learning import LearningScorer
 from skood._parameters import param
@@ -215,7 +216,7 @@ class NNGuideScorer(LearningScorer):
         return guidance * energies.double()
 
 
-class NNGuideDetector(HeadDetector):
+class NNGuideDetector(PoolsLayer, HeadDetector):
     r"""Nearest-neighbour guidance: energy times similarity to training rows.
 
     With features :math:`h`, their direction :math:`\hat h = h / \|h\|_2` and their energy
@@ -227,7 +228,8 @@ class NNGuideDetector(HeadDetector):
     ----------
     layer : str, default=None
         The submodule whose output is the feature vector, maps and tokens averaged over their
-        positions. None: what enters the last linear layer. The energies stay the network's.
+        positions; tokens that are 0 in ``X["attention_mask"]`` do not count. None: what enters the
+        last linear layer. The energies stay the network's.
     k : int, default=10
         How many neighbours. More than the bank holds: all of it, with a warning.
     energy_weighted : bool, default=True
@@ -285,7 +287,6 @@ class NNGuideDetector(HeadDetector):
     array([ 1, -1])
     """
 
-    layer: str | None = param(str, None, default=None, kw_only=False)
     k: int = param(Interval(Integral, 1, None, closed="left"), default=10)
     energy_weighted: bool = param("boolean", default=True)
     bank_size: int | float | None = param(
