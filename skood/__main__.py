@@ -4,7 +4,6 @@ import argparse
 import inspect
 import sys
 import textwrap
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         """Print the message and exit with 2."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
 def seed(text):
@@ -74,8 +73,8 @@ def table_output(text):
     return output(text, tuple(WRITERS))
 
 
-def rows(text):
-    """Parse the name of a file of rows, and read it.
+def read_rows(path):
+    """Read a file of rows; raise a ValueError that says what is wrong with it.
 
     Returns
     -------
@@ -86,40 +85,42 @@ def rows(text):
     """
     try:
         # Never pickles: a file from elsewhere could run code.
-        loaded = np.load(text, allow_pickle=False)
+        loaded = np.load(path, allow_pickle=False)
         arrays = dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {"X": loaded}
     except OSError as error:
         reason = error.strerror or "it is neither .npz nor .npy"
-        raise argparse.ArgumentTypeError(f"cannot read {text!r}: {reason}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise argparse.ArgumentTypeError(
-            f"cannot read {text!r}: it must be an .npz or .npy file of numbers, written by "
+        raise ValueError(f"cannot read {path!r}: {reason}") from error
+    except MemoryError as error:
+        raise ValueError(f"cannot read {path!r}: that takes more memory than there is") from error
+    except Exception as error:
+        # numpy, zipfile, zlib and ast each have errors of their own for damaged content.
+        raise ValueError(
+            f"cannot read {path!r}: it must be an .npz or .npy file of numbers, written by "
             "numpy.savez(file, X=..., y=...) or numpy.save (no pickled objects)"
         ) from error
     y = arrays.pop("y", None)
     if "X" not in arrays and len(arrays) != 1:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} holds {', '.join(arrays) or 'nothing'}: one array must be called X"
-        )
+        names = textwrap.shorten(", ".join(arrays) or "nothing", 100, placeholder=" ...")
+        raise ValueError(f"{path!r} holds {names}: one array must be called X")
     X = arrays.get("X", next(iter(arrays.values())))
     if X.ndim < 2 or X.dtype.kind not in "biuf" or len(X) == 0:
-        raise argparse.ArgumentTypeError(
-            f"X in {text!r} must hold numbers in rows, (n_samples, n_features); it has shape "
+        raise ValueError(
+            f"X in {path!r} must hold numbers in rows, (n_samples, n_features); it has shape "
             f"{X.shape} and dtype {X.dtype}"
         )
     if y is not None and y.shape != X.shape[:1]:
-        raise argparse.ArgumentTypeError(
-            f"y in {text!r} has shape {y.shape}; X has {len(X)} rows, each needs one label"
+        raise ValueError(
+            f"y in {path!r} has shape {y.shape}; X has {len(X)} rows, each needs one label"
         )
     return X, y
 
 
-def named_rows(text):
+def named_file(text):
     """Parse NAME=FILE."""
     name, equals, path = text.partition("=")
     if not (name and equals and path):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE, such as textures=t.npz")
-    return name, rows(path)[0]
+    return name, path
 
 
 def names_of_detectors():
@@ -146,13 +147,11 @@ def add_evaluate(commands):
         "how well they separate fresh in-distribution rows from OOD sets. Files are .npz with "
         "arrays X, (n_samples, n_features), and y, (n_samples,), or .npy with X alone.",
     )
-    parser.add_argument("--train", type=rows, required=True, metavar="FILE", help="X and y to fit")
-    parser.add_argument(
-        "--id", type=rows, required=True, metavar="FILE", help="fresh in-distribution rows"
-    )
+    parser.add_argument("--train", required=True, metavar="FILE", help="X and y to fit")
+    parser.add_argument("--id", required=True, metavar="FILE", help="fresh in-distribution rows")
     parser.add_argument(
         "--ood",
-        type=named_rows,
+        type=named_file,
         required=True,
         action="append",
         metavar="NAME=FILE",
@@ -186,9 +185,16 @@ WRITERS = {
 
 def run_evaluate(parser, options):
     """Compare detectors on one's own arrays; return the exit status."""
-    (X_train, y_train), (X_id, y_id), ood_sets = options.train, options.id, dict(options.ood)
-    if len(ood_sets) < len(options.ood):
+    if len(dict(options.ood)) < len(options.ood):
         parser.error("argument --ood: each set needs a name of its own")
+    try:
+        benchmark.import_for_evaluate()
+        # What is wrong with the arguments is told before anything is read.
+        X_train, y_train = read_rows(options.train)
+        X_id, y_id = read_rows(options.id)
+        ood_sets = {name: read_rows(path)[0] for name, path in options.ood}
+    except (ImportError, ValueError) as error:
+        parser.error(str(error))
     for name, X in {"--id": X_id, **{f"--ood {name}": X for name, X in ood_sets.items()}}.items():
         if X.shape[1:] != X_train.shape[1:]:
             parser.error(
@@ -210,12 +216,17 @@ def run_evaluate(parser, options):
                 random_state=options.seed,
                 on_result=lambda name: bar.update(),
             )
-    except (ImportError, ValueError, TypeError) as error:
+    except (ValueError, TypeError, MemoryError) as error:
         parser.error(str(error))
     print(brief(table).to_markdown(index=False, disable_numparse=True, stralign="right"))
     print(f"\n{len(X_id)} in-distribution rows; in brackets 95 % intervals.")
     if options.output is not None:
-        WRITERS[options.output.suffix.lower()](table, options.output)
+        try:
+            WRITERS[options.output.suffix.lower()](table, options.output)
+        except OSError as error:
+            # pandas has words of its own.
+            print(f"Cannot write {options.output}: {error.strerror or error}", file=sys.stderr)
+            return 1
         print(f"All figures: {options.output}")
     return 0
 
@@ -241,6 +252,7 @@ def make_parser():
         "than a minute and without any download.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"skood {skood.__version__}")
     parser.add_argument("--seed", type=seed, default=0, help="of the network and the detectors")
     parser.add_argument("--device", type=device, default="cpu", help="such as cpu, cuda or cuda:1")
     parser.add_argument(

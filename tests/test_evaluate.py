@@ -13,12 +13,14 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.neighbors import KernelDensity
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils import Bunch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+import skood
 import skood.__main__ as command
 from skood import FeatureExtractor, GMMDetector, NNGuideDetector
-from skood.benchmark import evaluate
+from skood.benchmark import evaluate, run
 from skood.metrics import (
     aupr_in_score,
     aupr_out_score,
@@ -152,6 +154,26 @@ def test_without_pandas_or_psutil(missing, data, monkeypatch):
         evaluate(GMMDetector(), *data)
 
 
+def test_no_detector_pays_for_being_the_first(data, monkeypatch):
+    """What first calls load takes 4 s here, on a clock of the test's own."""
+    now, loaded = [0.0], []
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    class Slow(GMMDetector):
+        def fit(self, X, y=None):
+            now[0] += 0.2 if loaded else 4
+            loaded.append(len(X))
+            return super().fit(X, y)
+
+    table = evaluate({"one": Slow(), "two": Slow()}, *data, n_resamples=10)
+    np.testing.assert_allclose(table["fit_seconds"], 0.2)
+    assert loaded == [256, 300, 256, 300]
+    loaded.clear()
+    bunch = Bunch(X_train=data[0], y_train=data[1], X_test=data[2], ood=data[4])
+    results = run({"one": Slow(), "two": Slow()}, bunch)
+    np.testing.assert_allclose([result.fit_seconds for result in results], 0.2)
+
+
 # The command
 
 
@@ -229,6 +251,24 @@ def bad_files(folder):
     np.savez(folder / "narrow.npz", X=X[:, :5])
     np.savez(folder / "nan.npz", X=X * np.nan)
     np.savez(folder / "ood.npz", X=X, y=[0, 1, -1, -1])
+    np.savez(folder / "many.npz", **{f"array{n}": X for n in range(999)})
+    np.savez_compressed(folder / "zlib.npz", X=np.random.default_rng(0).normal(size=(99, 6)))
+    content = bytearray((folder / "zlib.npz").read_bytes())
+    content[200:300] = bytes(100)
+    (folder / "zlib.npz").write_bytes(content)
+    # What the entry says of itself stands in front of it and in the list at the end.
+    for name, at, value in (("encrypted", (6, 8), 1), ("method", (8, 10), 93)):
+        content = bytearray((folder / "narrow.npz").read_bytes())
+        for offset in (at[0], content.rindex(b"PK\1\2") + at[1]):
+            content[offset : offset + 2] = value.to_bytes(2, "little")
+        (folder / f"{name}.npz").write_bytes(content)
+    for name, header in {
+        "huge": "{'descr': '<f8', 'fortran_order': False, 'shape': (8000000000000, 1)}",
+        "nested": "{'descr': '<f8', 'fortran_order': False, 'shape': %s}" % ("(" * 4000),
+        "minus": "{'descr': '<f8', 'fortran_order': False, 'shape': %s1}" % ("-" * 9000),
+    }.items():
+        magic = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
+        (folder / f"{name}.npy").write_bytes(magic + header.encode())
     unreadable = "must be an .npz or .npy file of numbers"
     return {
         "missing.npz": "No such file",
@@ -244,6 +284,13 @@ def bad_files(folder):
         "narrow.npz": "--id has rows of shape (5,), --train of shape (6,)",
         "nan.npz": "contains NaN",
         "ood.npz": "y_id labels 2 of 4 rows",
+        "many.npz": "holds array0, array1, array2, ",
+        "zlib.npz": unreadable,
+        "encrypted.npz": unreadable,
+        "method.npz": unreadable,
+        "huge.npy": "that takes more memory than there is",
+        "nested.npy": unreadable,
+        "minus.npy": "that takes more memory than there is",
     }
 
 
@@ -255,8 +302,36 @@ def test_bad_files_are_told_in_one_line(files, tmp_path, capsys):
         printed = capsys.readouterr().err
         assert stopped.value.code == 2, name
         assert message in printed, (name, printed)
-        assert "Traceback" not in printed
-        assert len([line for line in printed.splitlines() if "error" in line]) == 1
+        assert printed.startswith("python -m skood: error: "), (name, printed)
+        assert printed.count("\n") == 1 and len(printed) < 700, (name, printed)
+
+
+@pytest.mark.parametrize("missing", ["pandas", "psutil"])
+def test_what_the_command_needs_is_told_before_anything_is_read(
+    missing, files, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setattr(command, "read_rows", None)
+    with pytest.raises(SystemExit):
+        command.main(files)
+    assert f'needs {missing}: pip install "skood[evaluate]"\n' in capsys.readouterr().err
+
+
+def test_a_table_that_cannot_be_written_any_more(files, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "table.csv"
+    monkeypatch.setattr(command, "table_output", lambda text: tmp_path / "gone" / text)
+    assert command.main([*files, "--detectors", "GMMDetector", "--output", "t.csv"]) == 1
+    out, error = capsys.readouterr()
+    assert "GMMDetector" in out and not path.exists()
+    assert error.startswith(f"Cannot write {tmp_path / 'gone' / 't.csv'}: ")
+    assert "None" not in error and error.count("\n") == 1
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"skood {skood.__version__}\n"
 
 
 def test_bad_arguments(files, tmp_path, capsys):
