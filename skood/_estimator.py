@@ -1,7 +1,12 @@
 """An estimator around a network: parameters, devices, cloning and pickling."""
 
 import contextlib
+import functools
+import threading
+import weakref
+from collections.abc import Callable
 from numbers import Integral
+from typing import Any, TypeVar, cast
 
 import torch
 from sklearn.utils.validation import check_is_fitted
@@ -21,6 +26,10 @@ from skood.network import Network
 
 # What validation sets before anything is fitted.
 ROW_ATTRIBUTES = ("n_features_in_", "feature_names_in_")
+# Of each estimator, held while it learns. Not among its attributes: those are pickled and compared.
+_LOCKS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 @contextlib.contextmanager
@@ -32,6 +41,57 @@ def computing():
         for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
             stack.enter_context(torch.autocast(kind, enabled=False))
         yield
+
+
+class OneState:
+    """Mixin, in front of ``BaseEstimator``: a call works on what is fitted when it starts.
+
+    All attributes are replaced at once when a fit is complete, and a call that scores takes them
+    all at its start: what other threads fit meanwhile reaches the next call.
+    """
+
+    @property
+    def _lock(self):
+        return _LOCKS.setdefault(self, threading.RLock())
+
+    def _snapshot(self):
+        """Return an estimator with the present attributes."""
+        twin = object.__new__(type(self))
+        # A copy of a dict is one step, which no other thread comes between.
+        twin.__dict__ = vars(self).copy()
+        return twin
+
+    @contextlib.contextmanager
+    def _drafting(self):
+        """Yield an estimator to fit, whose attributes become this one's unless that fails."""
+        with self._lock:
+            draft = OneState._snapshot(self)
+            yield draft
+            # Parameters that were set meanwhile stay set.
+            params = {n: v for n, v in vars(self).items() if n in self._get_param_names()}
+            self.__dict__ = {**vars(draft), **params}
+
+
+def consistent(method: Method) -> Method:
+    """Let a method work on what is fitted when it is called."""
+
+    @functools.wraps(method)
+    def wrapper(self, *args, **kwargs):
+        return method(self._snapshot(), *args, **kwargs)
+
+    return cast(Method, wrapper)
+
+
+def drafted(fit: Method) -> Method:
+    """Let ``fit`` set attributes one by one, of which none is seen before all are."""
+
+    @functools.wraps(fit)
+    def wrapper(self, *args, **kwargs):
+        with self._drafting() as draft:
+            fit(draft, *args, **kwargs)
+        return self
+
+    return cast(Method, wrapper)
 
 
 class ModuleSharing:
@@ -67,7 +127,7 @@ class PoolsLayer(DeclaresParameters):
     channel_axis: int | None = param(Integral, None, default=None)
 
 
-class NetworkEstimator(DeclaresParameters, ModuleSharing, PrintsNetworks):
+class NetworkEstimator(DeclaresParameters, OneState, ModuleSharing, PrintsNetworks):
     """Base of the detectors and of the feature extractor.
 
     Parameters
@@ -207,22 +267,12 @@ class NetworkEstimator(DeclaresParameters, ModuleSharing, PrintsNetworks):
 
     @contextlib.contextmanager
     def _fitting(self, X, y, **how):
-        """Validate X and compute on it; a failure leaves the estimator as it was."""
-        before = dict(vars(self))
-        try:
-            with computing():
-                yield self._source(X, y, **how)
-        except BaseException:
-            self._restore(before)
-            raise
-
-    def _restore(self, before):
-        """Make the attributes what they were."""
-        vars(self).clear()
-        vars(self).update(before)
+        """Yield an estimator to fit, as `_drafting` does, and the validated rows."""
+        with self._drafting() as draft, computing():
+            yield draft, draft._source(X, y, **how)
 
     def _keep(self, source, network, body, model_, **fitted):
-        """Set the fitted attributes, all at once."""
+        """Set the fitted attributes."""
         for name in [n for n in vars(self) if n.endswith("_") and n not in ROW_ATTRIBUTES]:
             delattr(self, name)
         if model_ is not None:
@@ -249,7 +299,8 @@ class NetworkEstimator(DeclaresParameters, ModuleSharing, PrintsNetworks):
         network = state.pop("_network", None)
         state.pop("_body", None)
         if network is not None:
-            state["_saved_network"] = network.get_state(with_weights=self._fitted_head)
+            is_head = state["_fitted_params"]["model"] is None
+            state["_saved_network"] = network.get_state(with_weights=is_head)
         return state
 
     @property

@@ -97,6 +97,7 @@ def export(
         raise TypeError(f"{name} cannot be exported, only skood's detectors can.")
     if is_stream(example):
         raise TypeError("example must be rows of X as an array or a dict of arrays.")
+    detector = detector._snapshot()
     rows = detector._check_rows(example, "export")
     graph = Graph(detector, rows.dtype).eval()
     unable = [what for part in graph.modules() if (what := getattr(part, "not_exportable", None))]

@@ -15,10 +15,14 @@ def is_dask(X: object) -> bool:
 
 
 def lazy(method: Method) -> Method:
-    """Let a method of a fitted estimator return a lazy dask array for dask X, block by block."""
+    """Let a method of a fitted estimator return a lazy dask array for dask X, block by block.
+
+    It works on what is fitted when it is called, also in blocks that are computed later.
+    """
 
     @functools.wraps(method)
     def wrapper(self, X):
+        self = self._snapshot()
         if is_dask(X):
             from skood import distributed
 

@@ -1,6 +1,7 @@
 """Learning from data that comes in pieces, and bringing together what was learned from parts."""
 
-import threading
+import contextlib
+import copy
 from typing import Any, Self
 
 import numpy as np
@@ -23,8 +24,15 @@ from skood._warnings import warn
 FREE_PARAMS = {"false_alarm_rate", "batch_size", "device", "verbose", "random_state"}
 # Attributes that are there from the first piece on, if at all.
 GIVEN = {*ROW_ATTRIBUTES, "model_"}
-# One thread at a time computes the thresholds that `partial_fit` left open.
-CONCLUDING = threading.RLock()
+
+
+def unlearned(scorer):
+    """Return a scorer that may learn while this one scores: it sets other buffers."""
+    if not isinstance(scorer, LearningScorer):
+        return scorer
+    twin = copy.copy(scorer)
+    twin._buffers = scorer._buffers.copy()
+    return twin
 
 
 class PiecesAttributes:
@@ -108,28 +116,32 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
                 "partial_fit takes one piece in memory. fit learns from all blocks of a dask "
                 "collection, where they are."
             )
+        self._validate_params()
+        with self._drafting() as draft, computing():
+            before = vars(draft).copy()
+            if draft._learn_piece(X, y, classes) == 0:
+                draft.__dict__ = before
+        return self
+
+    def _learn_piece(self, X, y, classes):
+        """Learn from one piece; return how many rows there are with it."""
         first = "_learned" not in vars(self)
         if first and self.__sklearn_is_fitted__():
             warn(
                 f"{type(self).__name__}.fit keeps nothing to go on from, so partial_fit starts "
                 "anew. Let partial_fit learn the first piece too."
             )
-        self._validate_params()
         params = self.get_params(deep=False)
         if not first:
             self._check_params_are(params, self._fitted_params, "the first piece")
-        before = dict(vars(self))
-        with self._fitting(X, y, first=first, least=0) as source:
-            n_rows = 0
-            # Of a stream it is not known before it is read whether it holds rows to learn from.
-            if not first or is_stream(X) or len(source):
-                training = self._begin(source) if first else self._go_on(source)
-                n_rows = self._learn(self._learned, training, source, classes)
-        if first and n_rows == 0:
-            self._restore(before)
-            return self
+        source = self._source(X, y, first=first, least=0)
+        # Of a stream it is not known before it is read whether it holds rows to learn from.
+        if first and not is_stream(X) and not len(source):
+            return 0
+        training = self._begin(source) if first else self._go_on(source)
+        n_rows = self._learn(self._learned, training, source, classes)
         self._fitted_params, self.n_samples_seen_ = params, n_rows
-        return self
+        return n_rows
 
     def _begin(self, source, pilot=None):
         """Take the network, and what must be known before rows are learned from.
@@ -186,7 +198,7 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
     def _conclude(self):
         """Set the fitted attributes, from what was learned by now."""
         # With the parameters of the last piece, whatever was set since.
-        learned, scorer, fitted = self._learned, self._scorer, self._as_fitted()
+        learned, scorer, fitted = self._learned, unlearned(self._scorer), self._as_fitted()
         if learned.n_rows < self._min_samples:
             raise NotFittedError(
                 f"This {type(self).__name__} has seen {learned.n_rows} in-distribution rows; it "
@@ -222,12 +234,19 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
         # scikit-learn asks for feature names with each piece.
         waits = name.endswith("_") and not name.startswith("_") and name not in GIVEN
         if waits and "_learned" in vars(self):
-            with CONCLUDING:
-                if "_concluded" not in vars(self):
-                    self._conclude()
-            if name in vars(self):
-                return vars(self)[name]
+            now = vars(self._snapshot())
+            if name in now:
+                return now[name]
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def _snapshot(self):
+        now = super()._snapshot()
+        if "_learned" in vars(now) and "_concluded" not in vars(now):
+            with self._lock:
+                if "_learned" in vars(self) and "_concluded" not in vars(self):
+                    self._conclude()
+                now = super()._snapshot()
+        return now
 
     def _reopen(self):
         """Drop what follows from what was learned."""
@@ -272,12 +291,17 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
         >>> np.allclose(whole.score_samples(X), GMMDetector().fit(X, y).score_samples(X))
         True
         """
-        self._check_mergeable(other)
-        self._reopen()
-        with computing():
-            self._learned.to(self._network.device)
-            self._learned.merge(other._learned)
-        self.n_samples_seen_ = self._learned.n_rows
+        with contextlib.ExitStack() as stack:
+            # In one order, whichever is merged into which.
+            for detector in sorted({self, other}, key=id):
+                stack.enter_context(detector._lock)
+            self._check_mergeable(other)
+            draft = stack.enter_context(self._drafting())
+            draft._reopen()
+            with computing():
+                draft._learned.to(draft._network.device)
+                draft._learned.merge(other._learned)
+            draft.n_samples_seen_ = draft._learned.n_rows
         return self
 
     def _check_mergeable(self, other):

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import weakref
 from numbers import Integral
 
 import numpy as np
@@ -94,6 +95,8 @@ class Reservoir(State):
         self.size, self.n_expected, self.with_codes = size, n_expected, with_codes
         self.n_seen, self.n_parts = 0, 1
         self._buffers, self.n_kept = [], 0
+        # What `sample` gave last.
+        self._given: list[weakref.ref] = []
 
     @property
     def keys(self):
@@ -190,11 +193,17 @@ class Reservoir(State):
     def sample(self):
         """Return the keys and rows of the sample, ascending by key: in random order."""
         order = torch.argsort(self.keys)
-        for tensor in (self.keys, *self.rows):
-            columns = tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None]
-            for part in columns.split(SORTED_COLUMNS, dim=1):
-                part.copy_(part.index_select(0, order))
-        return self.keys[: self.n_wanted], [tensor[: self.n_wanted] for tensor in self.rows]
+        if bool((order.diff() < 0).any()):
+            if any(given() is not None for given in self._given):
+                # Another thread may be scoring with it.
+                self._buffers = [tensor.clone() for tensor in (self.keys, *self.rows)]
+            for tensor in (self.keys, *self.rows):
+                columns = tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None]
+                for part in columns.split(SORTED_COLUMNS, dim=1):
+                    part.copy_(part.index_select(0, order))
+        keys, *rows = (tensor[: self.n_wanted] for tensor in (self.keys, *self.rows))
+        self._given = [weakref.ref(tensor) for tensor in (keys, *rows)]
+        return keys, rows
 
     def to(self, device):
         """Move to a device."""
@@ -202,10 +211,12 @@ class Reservoir(State):
 
     def __getstate__(self):
         kept = [buffer[: self.n_kept] for buffer in self._buffers]
-        return {**vars(self), "_buffers": list(map(_pack, kept))}
+        return {**vars(self), "_buffers": list(map(_pack, kept)), "_given": []}
 
     def __setstate__(self, state):
-        vars(self).update(state, _buffers=list(map(_unpack, state["_buffers"])))
+        # Pickles of earlier versions have no such entry.
+        vars(self).update({"_given": []}, **state)
+        self._buffers = list(map(_unpack, state["_buffers"]))
 
 
 class Learned:

@@ -14,13 +14,13 @@ from torch import nn
 
 from skood._arrays import PIECE_BYTES, feature_batch_rows, join, namespace_of
 from skood._compat import Interval, _fit_context, move_to_numpy
-from skood._estimator import NetworkEstimator, computing
+from skood._estimator import NetworkEstimator, computing, consistent
 from skood._labels import is_label_map, is_numeric, is_ood, map_kinds
 from skood._lazy import is_dask, lazy
 from skood._learning import LearningScorer, Training, learn
 from skood._model import frozen_classes, warn_of_unseen
 from skood._parameters import param
-from skood._pieces import LearnsInPieces
+from skood._pieces import LearnsInPieces, unlearned
 from skood._streams import is_stream
 from skood._typing import Inputs, Labels
 from skood.functional import all_finite, clip_to
@@ -138,29 +138,33 @@ class BaseDetector(
         """
         context = self._init_callback_context(max_subtasks=None)
         context.call_on_fit_task_begin(estimator=self)
-        with self._fitting(X, y) as source:
-            random_state = check_random_state(getattr(self, "random_state", None))
-            network, model_ = self._take_network(source, random_state)
-            body, scorer = self._build(network)
-            scorer = scorer.eval().to(network.device)
-            watch = partial(self._watch, context)
-            training = Training(source, body, network, self.batch_size, random_state, watch)
-            scores = self._fit_scorer(scorer, training, network, source.dtype)
-            scores = self._inside(scores, source.maps)
-            if not len(scores):
-                raise ValueError("y holds no in-distribution pixel: all are negative or 255.")
-            classes = source.classes
-            fitted = {
-                **self._fitted_attributes(scorer),
-                "scorer_": scorer,
-                "offset_": self._threshold(scores, network.dtype),
-            }
-            if classes is not None:
-                fitted["known_classes_"] = (
-                    source.like(torch.as_tensor(classes)) if is_numeric(classes) else classes
-                )
-            self._keep(source, network, body, model_, **fitted)
+        with self._fitting(X, y) as (draft, source):
+            scores = draft._fit_source(source, partial(self._watch, context))
         context.call_on_fit_task_end(estimator=self)
+        return scores
+
+    def _fit_source(self, source, watch):
+        """Learn from rows; return their scores."""
+        random_state = check_random_state(getattr(self, "random_state", None))
+        network, model_ = self._take_network(source, random_state)
+        body, scorer = self._build(network)
+        scorer = scorer.eval().to(network.device)
+        training = Training(source, body, network, self.batch_size, random_state, watch)
+        scores = self._fit_scorer(scorer, training, network, source.dtype)
+        scores = self._inside(scores, source.maps)
+        if not len(scores):
+            raise ValueError("y holds no in-distribution pixel: all are negative or 255.")
+        classes = source.classes
+        fitted = {
+            **self._fitted_attributes(scorer),
+            "scorer_": scorer,
+            "offset_": self._threshold(scores, network.dtype),
+        }
+        if classes is not None:
+            fitted["known_classes_"] = (
+                source.like(torch.as_tensor(classes)) if is_numeric(classes) else classes
+            )
+        self._keep(source, network, body, model_, **fitted)
         return scores
 
     def _watch(self, context, name, n_batches, batches):
@@ -301,6 +305,7 @@ class BaseDetector(
         # OutlierMixin's own drops y.
         return self.fit(X, y).predict(X)
 
+    @consistent
     def score(self, X: Inputs, y: Labels | None = None) -> float:
         """Area under the ROC curve of in-distribution against out-of-distribution rows.
 
@@ -399,7 +404,7 @@ class BaseDetector(
             scorer.register_buffer(name, torch.from_numpy(np.array(array)))
         scorer = scorer.eval().to(self._network.device)
         if "_learned" in vars(self):
-            self._scorer = scorer
+            self._scorer = unlearned(scorer)
         if "offset_" in vars(self):
             self.scorer_ = scorer
 

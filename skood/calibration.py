@@ -15,6 +15,7 @@ from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from skood._arrays import is_named
 from skood._compat import HasMethods, Interval, StrOptions, _fit_context, move_to_numpy
+from skood._estimator import OneState, consistent, drafted
 from skood._labels import as_labels, encode_labels, is_ood
 from skood._learning import threshold_rows
 from skood._model import is_trained
@@ -125,7 +126,7 @@ def in_distribution(X, y):
     return take(X, rows), None if classes is None else classes[codes]
 
 
-class ConformalDetector(OutlierMixin, BaseEstimator):
+class ConformalDetector(OneState, OutlierMixin, BaseEstimator):
     r"""Conformal p-values of any outlier detector, and a threshold that keeps its promise.
 
     The p-value of a row is about the share of in-distribution rows that look as unusual. With the
@@ -285,6 +286,7 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
         self.fdr = fdr
         self.random_state = random_state
 
+    @drafted
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(
         self,
@@ -456,6 +458,7 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
         largest[np.isneginf(largest)] = 0 if log else 1
         return largest
 
+    @consistent
     def p_values(self, X: Inputs) -> np.ndarray:
         """Return conformal p-values.
 
@@ -471,6 +474,7 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
         """
         return self._p_values(X, log=False)
 
+    @consistent
     def score_samples(self, X: Inputs) -> np.ndarray:
         """Return p-values as scores, higher = more in-distribution.
 
@@ -487,6 +491,7 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
         """
         return self._p_values(X, log=self.tail == "exponential")
 
+    @consistent
     def decision_function(self, X: Inputs) -> np.ndarray:
         """Return ``score_samples(X) - offset_``: p-values less alpha, or the same of logarithms.
 
@@ -508,6 +513,7 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
             adjusted = np.log(np.maximum(adjusted, np.finfo(np.float64).tiny))
         return adjusted - self.offset_
 
+    @consistent
     def predict(self, X: Inputs) -> np.ndarray:
         """Tell in-distribution from out-of-distribution rows.
 
@@ -541,6 +547,7 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
         # OutlierMixin's own drops y.
         return self.fit(X, y).predict(X)
 
+    @consistent
     def score(self, X: Inputs, y: Labels) -> float:
         """Area under the ROC curve of in-distribution against out-of-distribution rows.
 

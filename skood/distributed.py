@@ -274,15 +274,15 @@ def fit(detector, X, y):
         See `Blocks`.
     """
     blocks = Blocks(X, y)
-    with detector._fitting(*first_rows(detector, blocks)) as source:
-        detector._begin(source, lambda: blocks.sample(PILOT_ROWS, PILOT_BLOCKS))
+    with detector._fitting(*first_rows(detector, blocks)) as (draft, source):
+        draft._begin(source, lambda: blocks.sample(PILOT_ROWS, PILOT_BLOCKS))
         for n_expected in (blocks.n_expected(), 0):
-            learned = learn(detector, blocks, n_expected)
+            learned = learn(draft, blocks, n_expected)
             if learned.is_complete:
                 break
-        detector._learned = learned
-        detector._conclude()
-        detector._close()
+        draft._learned = learned
+        draft._conclude()
+        draft._close()
 
 
 def compute(scores, y):

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from skood._arrays import FEATURE_BATCH_BYTES, TensorStore
 from skood._compat import Interval, StrOptions, _BaseComposition, _fit_context, move_to_numpy
-from skood._estimator import ModuleSharing, computing
+from skood._estimator import ModuleSharing, OneState, computing, consistent, drafted
 from skood._learning import threshold_rows
 from skood._printing import PrintsNetworks, for_printer
 from skood._typing import Inputs, Labels, Model, RandomState
@@ -112,7 +112,7 @@ def feature_blocks(extractor, rows):
 
 
 class EnsembleDetector(
-    ModuleSharing, MetaEstimatorMixin, OutlierMixin, PrintsNetworks, _BaseComposition
+    OneState, ModuleSharing, MetaEstimatorMixin, OutlierMixin, PrintsNetworks, _BaseComposition
 ):
     r"""Several detectors as one: their p-values, combined.
 
@@ -297,6 +297,7 @@ class EnsembleDetector(
         self._check_estimators_are_instances(kept.values())
         return kept
 
+    @drafted
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Inputs, y: Labels | None = None) -> Self:
         """Fit the detectors on the in-distribution rows and set the threshold.
@@ -358,6 +359,7 @@ class EnsembleDetector(
                 store.append((torch.from_numpy(features),))
         return store.tensors[0].numpy()
 
+    @consistent
     def score_samples(self, X: Inputs) -> np.ndarray:
         """Score rows; higher means more in-distribution.
 
@@ -389,6 +391,7 @@ class EnsembleDetector(
         ]
         return COMBINATIONS[self.method](np.column_stack(log_p))
 
+    @consistent
     def decision_function(self, X: Inputs) -> np.ndarray:
         """Score rows relative to the threshold: ``score_samples(X) - offset_``.
 
@@ -404,6 +407,7 @@ class EnsembleDetector(
         """
         return self.score_samples(X) - self.offset_
 
+    @consistent
     def predict(self, X: Inputs) -> np.ndarray:
         """Tell in-distribution from out-of-distribution rows.
 
@@ -437,6 +441,7 @@ class EnsembleDetector(
         # OutlierMixin's own drops y.
         return self.fit(X, y).predict(X)
 
+    @consistent
     def score(self, X: Inputs, y: Labels) -> float:
         """Area under the ROC curve of in-distribution against out-of-distribution rows.
 

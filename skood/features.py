@@ -93,11 +93,11 @@ class FeatureExtractor(
             from skood import distributed
 
             X, y = distributed.first_rows(self, distributed.Blocks(X, y))
-        with self._fitting(X, y) as source:
-            network, model_ = self._take_network(source)
-            body = self._make_body(network)
+        with self._fitting(X, y) as (draft, source):
+            network, model_ = draft._take_network(source)
+            body = draft._make_body(network)
             first = move(source.head(1), network.device, network.input_dtype, copy=True)
-            self._keep(source, network, body, model_, _n_features_out=body(first).shape[1])
+            draft._keep(source, network, body, model_, _n_features_out=body(first).shape[1])
         return self
 
     def _make_body(self, network):

@@ -13,6 +13,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from skood._compat import HasMethods, _fit_context, _safe_indexing
+from skood._estimator import OneState, consistent, drafted
 from skood._labels import as_labels, encode_labels
 from skood._typing import Inputs, Labels, RandomState
 from skood.metrics import _known_labels, get_scorer
@@ -190,7 +191,7 @@ def _has(*names):
     return check
 
 
-class FitOnInliers(MetaEstimatorMixin, BaseEstimator):
+class FitOnInliers(OneState, MetaEstimatorMixin, BaseEstimator):
     """Fit a transformer or any outlier detector on the in-distribution rows alone.
 
     `fit` leaves out the rows whose label is a negative number. A scaler in a Pipeline then does
@@ -245,6 +246,7 @@ class FitOnInliers(MetaEstimatorMixin, BaseEstimator):
         self.estimator = estimator
         self.higher_is_outlier = higher_is_outlier
 
+    @drafted
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Inputs, y: Labels | None = None) -> Self:
         """Fit a clone of the estimator on the rows whose label is not negative.
@@ -377,6 +379,7 @@ class FitOnInliers(MetaEstimatorMixin, BaseEstimator):
         return self
 
     @available_if(_has("score_samples"))
+    @consistent
     def score_samples(self, X: Inputs) -> np.ndarray:
         """Score rows; higher means more in-distribution.
 
@@ -395,6 +398,7 @@ class FitOnInliers(MetaEstimatorMixin, BaseEstimator):
         return -scores if self.higher_is_outlier else scores
 
     @available_if(_has("decision_function"))
+    @consistent
     def decision_function(self, X: Inputs) -> np.ndarray:
         """Score rows relative to the threshold.
 
@@ -413,6 +417,7 @@ class FitOnInliers(MetaEstimatorMixin, BaseEstimator):
         return -decision - self.offset_ if self.higher_is_outlier else decision
 
     @available_if(_has("predict"))
+    @consistent
     def predict(self, X: Inputs) -> np.ndarray:
         """Tell in-distribution from out-of-distribution rows.
 
@@ -432,6 +437,7 @@ class FitOnInliers(MetaEstimatorMixin, BaseEstimator):
         return self.estimator_.predict(X)
 
     @available_if(_has("score_samples", "decision_function"))
+    @consistent
     def score(self, X: Inputs, y: Labels) -> float:
         """Area under the ROC curve of in-distribution against out-of-distribution rows.
 

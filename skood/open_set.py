@@ -12,7 +12,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _num_samples, check_is_fitted, validate_data
 
 from skood._compat import HasMethods, _fit_context, move_to_numpy
-from skood._estimator import ModuleSharing, computing
+from skood._estimator import ModuleSharing, OneState, computing, consistent, drafted
 from skood._labels import as_labels, encode_labels, is_ood
 from skood._model import is_network
 from skood._printing import PrintsNetworks
@@ -33,7 +33,9 @@ def _classifier_has(method):
     return check
 
 
-class OpenSetClassifier(ModuleSharing, ClassifierMixin, MetaEstimatorMixin, PrintsNetworks):
+class OpenSetClassifier(
+    OneState, ModuleSharing, ClassifierMixin, MetaEstimatorMixin, PrintsNetworks
+):
     """Classifier whose predictions are a class, or that the row belongs to none.
 
     A row that the detector calls out-of-distribution is predicted as unknown, any other as the
@@ -91,6 +93,7 @@ class OpenSetClassifier(ModuleSharing, ClassifierMixin, MetaEstimatorMixin, Prin
         self.detector = detector
         self.unknown_label = unknown_label
 
+    @drafted
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Inputs, y: Labels) -> Self:
         """Fit the classifier and the detector on the in-distribution rows.
@@ -171,6 +174,7 @@ class OpenSetClassifier(ModuleSharing, ClassifierMixin, MetaEstimatorMixin, Prin
     def _is_outlier(self, X, features):
         return move_to_numpy(self.detector_.predict(features if self._on_features else X)) < 0
 
+    @consistent
     def predict(self, X: Inputs) -> np.ndarray:
         """Predict a class, or `unknown_label`.
 
@@ -198,6 +202,7 @@ class OpenSetClassifier(ModuleSharing, ClassifierMixin, MetaEstimatorMixin, Prin
         return labels
 
     @available_if(_classifier_has("predict_proba"))
+    @consistent
     def predict_proba(self, X: Inputs) -> np.ndarray:
         """Probabilities of the known classes, as the classifier gives them.
 
@@ -217,6 +222,7 @@ class OpenSetClassifier(ModuleSharing, ClassifierMixin, MetaEstimatorMixin, Prin
         return self.classifier_.predict_proba(features)
 
     @available_if(_classifier_has("decision_function"))
+    @consistent
     def decision_function(self, X: Inputs) -> np.ndarray:
         """Decision values of the known classes, as the classifier gives them.
 
@@ -236,6 +242,7 @@ class OpenSetClassifier(ModuleSharing, ClassifierMixin, MetaEstimatorMixin, Prin
         logits = self._logits(features)
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
+    @consistent
     def score_samples(self, X: Inputs) -> np.ndarray:
         """Scores of the detector; higher means more in-distribution.
 
@@ -254,6 +261,7 @@ class OpenSetClassifier(ModuleSharing, ClassifierMixin, MetaEstimatorMixin, Prin
         name = "score_samples" if hasattr(self.detector_, "score_samples") else "decision_function"
         return move_to_numpy(getattr(self.detector_, name)(rows))
 
+    @consistent
     def score(
         self, X: Inputs, y: Labels, sample_weight: Sequence[float] | np.ndarray | None = None
     ) -> float:

@@ -209,8 +209,8 @@ def _describe(detector, include_model):
             "for what lies around them."
         )
     check_is_fitted(detector)
-    # After partial_fit it is computed only now; FeatureExtractor has none.
-    getattr(detector, "offset_", None)
+    # Other threads may go on learning.
+    detector = detector._snapshot()
     state, module = detector.__getstate__(), detector._network.module
     fitted = {key: value for key, value in state.items() if FITTED.fullmatch(key)}
     fitted.pop("model_", None)
