@@ -36,6 +36,9 @@ class LearningScorer(nn.Module):
     def start(self, training):
         """Set what must be known before the first row, from a `Training` on some."""
 
+    def check(self, inputs):
+        """Raise if rows are finite but too large to learn from."""
+
     def empty(self, inputs, n_classes, n_expected):
         """Return the `State` of no rows, of as many as `n_expected` if that is not 0.
 
@@ -198,11 +201,11 @@ class Training:
             store.append(inputs)
         self._store = store
 
-    def check(self):
-        """Raise if rows that are read only now hold NaN, before any is learned from."""
-        if self._store is None:
-            for _ in self._read("check"):
-                pass
+    def check(self, scorer):
+        """Raise if a row holds NaN or is too large for the scorer, before any is learned from."""
+        if self._store is None or type(scorer).check is not LearningScorer.check:
+            for inputs, _ in self.passes("check"):
+                scorer.check(inputs)
 
     def _read(self, name):
         size = batch_rows(self._source, self._network, self._batch_size)

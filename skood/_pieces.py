@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+from itertools import zip_longest
 from typing import Any, Self
 
 import numpy as np
@@ -277,8 +278,8 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
             If `other` is of another class.
         ValueError
             If one of them has not learned by `partial_fit`, or they differ in what must be the
-            same: a parameter, the network or a head that was fitted to the first rows, or the
-            ``alpha`` of `NACDetector` where that is "auto".
+            same: the columns, a parameter, the network or a head that was fitted to the first
+            rows, or the ``alpha`` of `NACDetector` where that is "auto".
 
         Examples
         --------
@@ -315,6 +316,13 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
             raise ValueError("A detector cannot be merged with itself: its rows would count twice.")
         if "_learned" not in vars(self) or "_learned" not in vars(other):
             raise ValueError("merge takes what partial_fit has learned: call that on both first.")
+        names = [list(vars(d).get("feature_names_in_", ())) for d in (self, other)]
+        if all(names) and names[0] != names[1]:
+            one, two = next(pair for pair in zip_longest(*names) if pair[0] != pair[1])
+            raise ValueError(
+                f"The detectors learned from other columns, or in another order: {two!r:.50} comes "
+                f"where this one has {one!r:.50}. Give both the same columns in the same order."
+            )
         params = self._fitted_params
         self._check_params_are(params, other._fitted_params, "the other detector", {"model"})
         one, two = ((d._row_shape, d._network.dtype) for d in (self, other))

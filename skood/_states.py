@@ -287,9 +287,9 @@ class Learned:
     def add(self, scorer, training):
         """Learn from the rows of a `Training`, or raise before any is learned from."""
         training.run()
-        training.check()
         if not training.n_samples:
             return
+        training.check(scorer)
         codes_of = self.admit(training.classes)
         for inputs, codes, _ in training.batches("learn"):
             codes, keys = codes_of.to(codes.device)[codes], self._keys(codes, training)

@@ -92,6 +92,17 @@ def test_one_pass_serves_both(detector, images):
     assert sum(rows) == len(X)
 
 
+def test_a_failed_fit_leaves_what_was_fitted(iris):
+    X, y = iris
+    model = OpenSetClassifier(LogisticRegression(max_iter=1000), GMMDetector()).fit(X, y)
+    expected = model.predict(X)
+    for bad_X, bad_y in ((X[:, :2], np.zeros(150)), (X[:, :2], X[:, 0])):
+        with pytest.raises(ValueError):
+            model.fit(bad_X, bad_y)
+        assert model.n_features_in_ == 4
+        np.testing.assert_array_equal(model.predict(X), expected)
+
+
 def test_rows_of_no_class_are_left_out_and_labels_may_be_words(iris):
     X, y = iris
     words = np.array(["a", "b", "c"])[y].astype(object)

@@ -9,6 +9,7 @@ import warnings
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from detectors import DETECTORS, IN_NETWORKS, name_of
@@ -562,6 +563,25 @@ def test_what_is_refused_changes_nothing(cls):
     assert expected.n_samples_seen_ == N_ROWS
 
 
+@pytest.mark.parametrize("n_rows", [N_ROWS, 1])
+@pytest.mark.parametrize("cls", DETECTORS)
+def test_a_piece_too_large_to_learn_from_is_refused(cls, n_rows):
+    """What is accepted leaves a detector that works; what is not, the one that was."""
+    X, y = data()
+    huge = X * 1e200
+    huge[:-n_rows] = 0
+    found = cls(head(), batch_size=7).partial_fit(X, y)
+    expected = found.score_samples(X)
+    for _ in range(2):
+        try:
+            found.partial_fit(huge, y)
+        except ValueError as error:
+            assert "overflow" in str(error)
+            np.testing.assert_array_equal(found.score_samples(X), expected)
+    assert np.isfinite(found.decision_function(X)).all()
+    assert (found.n_samples_seen_ == N_ROWS) == (cls in (GMMDetector, NNGuideDetector))
+
+
 @pytest.mark.parametrize("cls", DETECTORS)
 def test_a_first_piece_that_is_refused(cls):
     """A detector that was fitted stays so; one that was not, too."""
@@ -670,6 +690,9 @@ def test_what_merge_refuses():
         )
     with pytest.raises(ValueError, match='other alphas from their first rows.*place of "auto"'):
         learned(NACDetector(net)).merge(learned(NACDetector(net), X[:30], y[:30]))
+    frames = [pd.DataFrame(X, columns=list(names)) for names in ("abcde", "abced")]
+    with pytest.raises(ValueError, match="'e' comes where this one has 'd'"):
+        learned(GMMDetector(), frames[0]).merge(learned(GMMDetector(), frames[1]))
     # Equal weights are as good as the same network.
     assert one.merge(learned(NNGuideDetector(copy.deepcopy(net), k=3))).n_samples_seen_ == 120
 

@@ -33,6 +33,9 @@ BLOCK_BYTES, DIAG_BLOCK_BYTES = 16 * 2**20, 2**20
 MARGIN = 40.0
 # Grows the ridge of a class whose covariance has no Cholesky factor.
 RIDGE_START, RIDGE_STEP = 1e-10, 10.0
+# The squares of larger differences, summed over 10⁷ rows, overflow.
+LARGEST_FEATURE = 1e150
+OVERFLOW = "The squares of the features overflow: scale them, to about 1."
 
 
 class GMMScorer(LearningScorer):
@@ -47,6 +50,11 @@ class GMMScorer(LearningScorer):
         for name in ("center", "rotation", "rotated_means"):
             self.register_buffer(name, None)
         self.forget()
+
+    def check(self, inputs):
+        """Raise if squares would overflow."""
+        if bool((inputs[0].abs() > LARGEST_FEATURE).any()):
+            raise ValueError(OVERFLOW)
 
     def empty(self, inputs, n_classes, n_expected):
         """Return the moments of no rows."""
@@ -67,7 +75,7 @@ class GMMScorer(LearningScorer):
         self.moments, self.means = state, state.means.clone()
         counts, scatters = state.counts, state.scatters
         if not all_finite(scatters):
-            raise ValueError("The squares of the features overflow: scale them, to about 1.")
+            raise ValueError(OVERFLOW)
         n_rows = counts.sum()
         self.log_weights = (counts / n_rows).log()
         variances = scatters if state.shape == "diag" else scatters.diagonal(dim1=1, dim2=2)

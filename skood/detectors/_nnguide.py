@@ -19,6 +19,8 @@ from skood.functional import energy
 
 # Inner products are taken in tiles of at most this many queries and bank rows: 4 MiB of float32.
 TILE = 1024
+# Of two their product, the score, does not overflow.
+LARGEST_ENERGY = 1e150
 
 
 def unit_rows(features):
@@ -153,6 +155,11 @@ class NNGuideScorer(LearningScorer):
         self.register_buffer("index_bytes", None)
         # Of the rows of the bank, ascending.
         self.keys = None
+
+    def check(self, inputs):
+        """Raise if products of energies would overflow."""
+        if bool((self._guide(*inputs)[1].abs() > LARGEST_ENERGY).any()):
+            raise ValueError("The products of energies overflow: scale the features, to about 1.")
 
     def empty(self, inputs, n_classes, n_expected):
         """Return a bank without rows."""
