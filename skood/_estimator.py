@@ -68,7 +68,8 @@ class OneState:
             draft = OneState._snapshot(self)
             yield draft
             # Parameters that were set meanwhile stay set.
-            params = {n: v for n, v in vars(self).items() if n in self._get_param_names()}
+            now = vars(self).copy()
+            params = {n: v for n, v in now.items() if n in self._get_param_names()}
             self.__dict__ = {**vars(draft), **params}
 
 

@@ -130,12 +130,17 @@ class BaseDetector(
         self._fit(X, y)
         return self
 
-    @_fit_context(prefer_skip_nested_validation=False)
     def _fit(self, X, y):
         """Fit; return the scores of the in-distribution rows, left out one at a time.
 
         They are not kept: they are n numbers that only the threshold and calibration need.
         """
+        # scikit-learn keeps what callbacks need among the attributes, until the fit ends.
+        with self._lock:
+            return self._fit_alone(X, y)
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def _fit_alone(self, X, y):
         context = self._init_callback_context(max_subtasks=None)
         context.call_on_fit_task_begin(estimator=self)
         with self._fitting(X, y) as (draft, source):
