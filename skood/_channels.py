@@ -57,13 +57,11 @@ class ChannelAxes:
         if not isinstance(output, torch.Tensor) or output.ndim < 3:
             return
         shape = tuple(output.shape)
-        axis = own_axis(part, shape)
-        if axis is None and self._told:
-            axis = inherited_axis(shape, self._told, self._told[start:])
+        own = own_axis(part, shape)
+        axis = inherited_axis(shape, self._told, start) if own is None else own
         self.shapes[name] = self.shapes[call] = shape
         self.axes[name] = self.axes[call] = axis
-        if axis is not None:
-            self._told.append((shape, axis))
+        self._told.append((shape, axis))
 
     def of(self, layer, given=None):
         """Return the axis of a layer, `given` or told; a guess with a warning where neither is.
@@ -113,24 +111,31 @@ def own_axis(part, shape):
     return None
 
 
-def inherited_axis(shape, before, inside):
-    """Return the axis of channels in a shape, by the shapes and axes that were told before it.
+def inherited_axis(shape, told_before, start):
+    """Return the axis of channels in a shape by what layers told before it; None if they do not.
 
     Parameters
     ----------
     shape : tuple of int
         What a layer gives.
-    before, inside : list of (tuple of int, int)
-        What was told up to its end, and since its start.
+    told_before : list of (tuple of int, int or None)
+        Shapes and axes up to its end.
+    start : int
+        How many there were when it was called.
     """
-    told, axis = before[-1]
-    last = len(shape) - 1
+    known = [told for told in told_before if told[1] is not None]
+    if not known or told_before[-1] == (shape, None):
+        return None
+    (told, axis), last = known[-1], len(shape) - 1
     if shape == told:
         # A block of both kinds, such as ConvNeXt's, turns its axes, which may be of one size.
-        turned = len({of == 1 for _, of in inside}) == 2 and shape[1] == shape[last]
-        return None if turned else axis
-    if len(shape) == len(told) and sorted(shape) != sorted(told):
-        # Pooled, joined or cut.
-        return axis
-    found = {place for place in (1, last) if shape[place] == told[axis]}
+        kinds = {of == 1 for _, of in told_before[start:] if of is not None}
+        return None if len(kinds) == 2 and shape[1] == shape[last] else axis
+    width = told[axis]
+    if len(shape) == len(told):
+        joined = shape == (*told[:axis], shape[axis], *told[axis + 1 :])
+        pooled = shape[axis] == width and sorted(shape) != sorted(told)
+        if joined or pooled:
+            return axis
+    found = {place for place in (1, last) if shape[place] == width}
     return found.pop() if len(found) == 1 else None

@@ -153,6 +153,13 @@ KINDS = {
     "LayerNorm2d, square": (nn.Conv2d(3, 7, 1), LayerNorm2d(7), 1, 7, (3, 7, 7)),
     "gate": (nn.Conv2d(3, 7, 1), Gate(7), 1, 7, (3, 7, 7)),
     "joined": (nn.Conv2d(3, 5, 1), Joined(5, 7), 1, 12, (3, 7, 7)),
+    "cut and turned": (
+        nn.Conv1d(3, 6, 4, padding=2),
+        nn.Sequential(nn.ZeroPad1d((0, -1)), nn.Tanh(), Turn(0, 2, 1)),
+        2,
+        6,
+        (3, 9),
+    ),
     "pooled": (nn.Conv2d(3, 4, 1), nn.AvgPool2d(2), 1, 4, (3, 8, 8)),
     "recurrent": (nn.GRU(5, 6, batch_first=True), nn.ReLU(), 2, 6, (4, 5)),
 }
