@@ -328,15 +328,32 @@ def nac_products(net, X, layers=(None,), pooling="separate", head_name="fc", mas
     return [np.stack(rows) for rows in products]
 
 
-def nac_auto_alpha(product):
-    """Compute 0.5 / std over all rows and neurons (divided by their number; 1 if std is 0)."""
-    std = as_array(product).std()
-    return 0.5 / std if std > 0 else 1.0
+def nac_auto_alpha(product, n_bins=50, bins="log"):
+    """Find the first spread over the std of all products that is steep enough, else the last.
+
+    Steep enough: at most half of the rows are in less covered bins than they would be with a
+    quarter of their products. 1 if all products are equal.
+    """
+    product = as_array(product)
+    if product.std() == 0:
+        return 1.0
+    for spread in {"log": [1, 2, 6], "geometric": [12, 24, 72]}[bins]:
+        alpha = spread / product.std()
+        o_star = nac_auto_o_star(len(product), n_bins)
+        coverage = np.minimum(nac_counts(product, alpha, n_bins, bins) / o_star, 1)
+        sure, doubted = (
+            coverage[np.arange(len(coverage)), nac_bins(nac_states(p, alpha), n_bins, bins)]
+            for p in (product, product / 4)
+        )
+        worse = [a.mean() < b.mean() - 1e-6 for a, b in zip(sure, doubted, strict=True)]
+        if np.mean(worse) <= 0.5:
+            break
+    return alpha
 
 
 def nac_auto_o_star(n, n_bins):
-    """Compute min(50, max(1, n / n_bins)), not rounded."""
-    return min(50.0, max(1.0, n / n_bins))
+    """Compute max(1, n / n_bins), not rounded."""
+    return max(1.0, n / n_bins)
 
 
 def nac_states(product, alpha):
@@ -397,7 +414,7 @@ def nac_counts(product, alpha, n_bins=50, bins="log"):
     return counts
 
 
-def nac_settings(products_train, alpha, o_star, n_bins):
+def nac_settings(products_train, alpha, o_star, n_bins, bins):
     """List (alpha, o_star, n_bins) of each layer; each given once, one per layer, or "auto"."""
     settings = []
     for i, product in enumerate(products_train):
@@ -405,7 +422,7 @@ def nac_settings(products_train, alpha, o_star, n_bins):
             value[i] if isinstance(value, list | tuple | np.ndarray) else value
             for value in (alpha, o_star, n_bins)
         )
-        a = nac_auto_alpha(product) if isinstance(a, str) else a
+        a = nac_auto_alpha(product, m, bins) if isinstance(a, str) else a
         o = nac_auto_o_star(len(product), m) if isinstance(o, str) else o
         settings.append((a, o, m))
     return settings
@@ -416,7 +433,7 @@ def nac_scores(products_train, products, alpha="auto", o_star="auto", n_bins=50,
 
     "auto" uses all training rows, and their number, as the pilot sample.
     """
-    settings = nac_settings(products_train, alpha, o_star, n_bins)
+    settings = nac_settings(products_train, alpha, o_star, n_bins, bins)
     scores = np.zeros((len(products[0]), len(products)))
     for i, (train, test) in enumerate(zip(products_train, products, strict=True)):
         a, o, m = settings[i]
@@ -431,7 +448,7 @@ def nac_scores(products_train, products, alpha="auto", o_star="auto", n_bins=50,
 def nac_leave_one_out(products, alpha="auto", o_star="auto", n_bins=50, bins="log"):
     """Score each training row by counts that lack it; "auto" is settled once, on all rows."""
     products = [as_array(product) for product in products]
-    settings = nac_settings(products, alpha, o_star, n_bins)
+    settings = nac_settings(products, alpha, o_star, n_bins, bins)
     alphas, o_stars, bin_numbers = (list(values) for values in zip(*settings, strict=True))
     n = len(products[0])
     scores = []
