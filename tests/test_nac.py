@@ -74,7 +74,7 @@ def test_the_scale_of_features_does_not_matter(head, rng, bins):
 
 def test_equal_scores_of_most_rows_are_told(head, rng):
     X, _ = relu_features(rng, 20_000)
-    with pytest.warns(UserWarning, match="training rows score the same. o_star=1 "):
+    with pytest.warns(UserWarning, match="100% of the training rows score the same with o_star=1,"):
         NACDetector(head, o_star=1).fit(X)
     with warnings.catch_warnings(action="error"):
         NACDetector(head).fit(X)
