@@ -147,7 +147,8 @@ class ConformalDetector(OneState, OutlierMixin, BaseEstimator):
     one could tell which are which. This fails, and false alarms rise, if the detector **or its
     network** has learned from the calibration rows but not from the fresh ones, and if the fresh
     rows come from another time, place or camera. Calibrate on rows that the network was not
-    trained on: with rows of its training 5 % became 6.8 to 8.8 % over the five detectors.
+    trained on: with rows of its training 5 % became 6.8 to 8.8 % over the five detectors on
+    digits, and 8.5 to 14 % on CIFAR-10.
 
     Parameters
     ----------

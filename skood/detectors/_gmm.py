@@ -307,7 +307,8 @@ class GMMDetector(FeatureDetector):
         does not depend on the scale, as pytorch-ood's 1e-6 does. 0 is allowed.
     criterion : {"log_likelihood", "mahalanobis"}, default="log_likelihood"
         "mahalanobis" is minus the smallest squared Mahalanobis distance divided by the number of
-        features, what pytorch-ood's ``GMM`` computes; with "tied" the detector of Lee et al.
+        features, what the ``GMM`` of pytorch-ood 0.3.3 computes (that of 0.4.0 is the
+        log-likelihood, with ``reg_covar=1e-6``); with "tied" the detector of Lee et al.
 
     Attributes
     ----------

@@ -89,7 +89,8 @@ class GradNormDetector(ClassifierDetector):
         Which parameters: the last linear layer's weight (the paper, closed form), all, the named
         ones, or those for whose name the callable is true.
     loss : {"kl", "bce"}, default="kl"
-        "bce" is pytorch-ood's: binary cross-entropy of the softmax probabilities against 1/C.
+        "bce" is that of pytorch-ood 0.3.3: binary cross-entropy of the softmax probabilities
+        against 1/C.
     temperature : float, default=1.0
         What the logits are divided by.
 
@@ -108,7 +109,8 @@ class GradNormDetector(ClassifierDetector):
     take one forward and one backward pass for all samples; others take one for each. The authors'
     code sums the divergence over classes instead of averaging: a factor C, the same ranking. A
     network whose logits are maps straight from a 1×1 convolution gets one score a pixel, from
-    each pixel's own loss. pytorch-ood's ``GradNormKL`` is ``params="all", loss="bce"``.
+    each pixel's own loss. ``GradNorm`` of pytorch-ood 0.4.0 is ``params="all", loss="kl"``; that
+    of 0.3.3, and its ``GradNormKL``, are ``params="all", loss="bce"``.
 
     References
     ----------

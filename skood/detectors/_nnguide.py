@@ -266,10 +266,10 @@ class NNGuideDetector(PoolsLayer, HeadDetector):
     Notes
     -----
     The search is exact, in tiles. For the threshold a training row is compared to the bank less
-    itself; of more than 20 000 rows a random sample of that size is. pytorch-ood searches by
-    cosine, which drops the energies from the bank although its text says inner product;
-    ``energy_weighted=False`` gives that ranking as long as all energies of the bank have one
-    sign.
+    itself; of more than 20 000 rows a random sample of that size is. pytorch-ood 0.4.0
+    computes what the defaults do; 0.3.3 searches by cosine, which drops the energies from the bank
+    although its text says inner product: ``energy_weighted=False`` gives that ranking as long as
+    all energies of the bank have one sign.
 
     faiss searches in float32, on the CPU, and an index made for speed misses neighbours, so that
     scores and threshold come out a little lower; after pickling it needs faiss again. Of inverted
