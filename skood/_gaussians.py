@@ -29,8 +29,8 @@ class ClassMoments(State):
     ----------
     n_classes, n_features : int
         K and D.
-    shape : {"full", "tied", "diag"}
-        Scatter matrices (K, D, D); their sum (1, D, D); or their diagonals (K, D).
+    shape : {"full", "tied", "diag", "mean"}
+        Scatter matrices (K, D, D); their sum (1, D, D); their diagonals (K, D); or none.
     device : torch.device
         Where they are kept.
     """
@@ -39,7 +39,7 @@ class ClassMoments(State):
         def zeros(*size):
             return torch.zeros(size, dtype=torch.float64, device=device)
 
-        size = (n_features,) if shape == "diag" else (n_features, n_features)
+        size = {"diag": (n_features,), "mean": ()}.get(shape, (n_features, n_features))
         super().__init__(
             ("counts", "means", *(() if shape == "tied" else ("scatters",))),
             counts=zeros(n_classes),
@@ -68,6 +68,8 @@ class ClassMoments(State):
         self.counts[k] = n_total
         self.means[k] += shift * (n_new / n_total)
         weight = n_old * n_new / n_total
+        if self.shape == "mean":
+            return
         if self.shape == "diag":
             self.scatters[k] += centred.square().sum(0) + weight * shift.square()
         else:
@@ -88,11 +90,77 @@ class ClassMoments(State):
             self.scatters.baddbmm_(between[:, :, None], between[:, None])
         elif self.shape == "tied":
             self.scatters[0].addmm_(between.T, between)
-        else:
+        elif self.shape == "diag":
             self.scatters += between.square()
         self.scatters += scatters
         self.means += share[:, None] * shift
         self.counts = n_total
+
+
+class FoldMoments(ClassMoments):
+    """Moments of ten folds of the rows, by which rows are scored by what the others taught.
+
+    A row's fold is told by its key, so that folds do not depend on the order of the rows, and equal
+    rows are in one. With D features it takes 80 D² bytes, and 40 D² from 1024 on, where there are
+    five folds.
+
+    Parameters
+    ----------
+    n_features : int
+        D.
+    shape : {"full", "diag", "mean"}
+        See `ClassMoments`.
+    device : torch.device
+        Where they are kept.
+    n_groups : int, default=1
+        Groups of rows whose moments are kept apart, which are not the classes of y: these may grow
+        in number.
+    """
+
+    def __init__(self, n_features, shape, device, n_groups=1):
+        self.n_folds = 10 if n_features < 1024 or shape != "full" else 5
+        super().__init__(self.n_folds * n_groups, n_features, shape, device)
+        self.per_class, self.n_groups = (), n_groups
+
+    def folds(self, keys):
+        """Return the fold of rows, from their keys."""
+        return (keys * self.n_folds).long()
+
+    def update(self, features, keys, groups=0):
+        """Add rows (n_samples, D) by their keys (n_samples,) and groups (n_samples,)."""
+        super().update(features, self.folds(keys) * self.n_groups + groups)
+
+    def without(self, fold=None):
+        """Return the moments of the rows that are not in a fold; of all for None.
+
+        Of all too where no row is in another fold, as when all rows are equal.
+
+        Returns
+        -------
+        counts : Tensor of shape (n_groups,)
+            Numbers of rows.
+        means : Tensor of shape (n_groups, D)
+            0 where there are none.
+        scatters : Tensor of shape (n_groups, D, D), (n_groups, D) or (n_groups,)
+            Around these means; 0 with ``shape="mean"``.
+        """
+        by_fold = [
+            value.unflatten(0, (self.n_folds, self.n_groups))
+            for value in (self.counts, self.means, self.scatters)
+        ]
+        others = [other for other in range(self.n_folds) if other != fold]
+        if bool(by_fold[0][others].any()):
+            by_fold = [value[others] for value in by_fold]
+        counts, means, scatters = by_fold
+        total = counts.sum(0)
+        mean = torch.einsum("fg,fgd->gd", counts / total.clamp(min=1), means)
+        shifts = counts.sqrt()[:, :, None] * (means - mean)
+        scatter = scatters.sum(0)
+        if self.shape == "full":
+            scatter += torch.einsum("fgd,fge->gde", shifts, shifts)
+        elif self.shape == "diag":
+            scatter += shifts.square().sum(0)
+        return total, mean, scatter
 
 
 def inverse_factor(covariance, ridge=0.0):

@@ -1,6 +1,5 @@
 """Rows as a method consumes them, and scorers that learn from them as a fold over batches."""
 
-import joblib
 import numpy as np
 import torch
 from torch import nn
@@ -12,17 +11,30 @@ from skood._arrays import (
     feature_batch_rows,
     move,
 )
+from skood._keys import row_keys
 from skood._labels import encode_labels, is_label_map
 from skood.functional import all_finite
 
 
-class LearningScorer(nn.Module):
+class LearnedModule(nn.Module):
+    """A module that keeps what is learned in buffers: a scorer, or a part of one."""
+
+    # The names of its buffers, None until they are set.
+    learned: tuple[str, ...] = ()
+
+    def __init__(self):
+        super().__init__()
+        for name in self.learned:
+            self.register_buffer(name, None)
+
+
+class LearningScorer(LearnedModule):
     """A scorer that learns from rows, as a fold over batches.
 
     Learning adds to a `State`; states of disjoint rows merge, on whatever machines they were made.
-    Subclasses keep what they make of it in buffers, registered as None in ``__init__``. `inputs` is
-    the tuple that ``forward`` takes, what the detector's method consumes; `keys` are one uniform
-    random number a row, which tell rows apart and are what samples are drawn by.
+    Subclasses keep what they make of it in buffers, whose names are `learned`. `inputs` is
+    the tuple that ``forward`` takes, what the detector's method consumes; `keys` are the `row_keys`
+    of X, one uniform random number a row, by which samples and folds are drawn.
     """
 
     # Of how many rows of ``fit``, at most, the scores set the threshold; None is all. For methods
@@ -60,6 +72,21 @@ class LearningScorer(nn.Module):
 
     def forget(self):
         """Drop what only `leave_one_out` needs."""
+
+
+def learned_parts(scorer):
+    """Return a scorer and the parts of it that keep what is learned in buffers, by name."""
+    parts = scorer.named_modules()
+    return {n: part for n, part in parts if part is scorer or isinstance(part, LearnedModule)}
+
+
+def learned_buffers(scorer):
+    """Return what was learned, by name, without the weights and buffers of the network's head."""
+    return {
+        name: buffer
+        for prefix, part in learned_parts(scorer).items()
+        for name, buffer in part.named_buffers(prefix, recurse=False)
+    }
 
 
 def threshold_rows(n_rows, most):
@@ -141,16 +168,18 @@ class Training:
         Rows a batch.
     random_state : RandomState, default=None
         For methods that draw.
+    seed : int, default=None
+        Of the rows' keys; None where they are not needed.
     watch : callable, default=None
         Maps (name, number of batches, batches) to the same batches, to report them.
     """
 
-    def __init__(self, source, body, network, batch_size, random_state=None, watch=None):
+    def __init__(self, source, body, network, batch_size, random_state=None, seed=None, watch=None):
         self.device = network.device
-        self.random_state = random_state
+        self.random_state, self._seed = random_state, seed
         self._source, self._body, self._network = source, body, network
         self._batch_size, self._watch = batch_size, watch or (lambda name, n, batches: batches)
-        self._store = self._keys = None
+        self._store, self._keys, self._keys_read = None, None, []
 
     @property
     def n_samples(self):
@@ -172,21 +201,12 @@ class Training:
         """The labels of the classes, sorted; None without."""
         return self._source.classes
 
-    def seed(self, scorer):
-        """Return the seed of the rows' keys, of `random_state` if the scorer draws by them."""
-        return self.random_state.randint(2**31 - 1) if scorer.draws else 0
-
-    def hash_of_first(self):
-        """Return a number made of the first row."""
-        first = move(self._source.head(1), "cpu", torch.float64)
-        parts = first.values() if self._source.is_named else [first]
-        return int(joblib.hash([part.numpy() for part in parts]), 16)
-
-    def draw_keys(self, scorer):
-        """Draw the rows' keys, where a scorer uses them."""
-        if scorer.uses_keys:
-            generator = np.random.default_rng(self.seed(scorer))
-            self._keys = torch.from_numpy(generator.random(self.n_samples)).to(self.device)
+    @property
+    def keys(self):
+        """The keys of all rows, once these have been read."""
+        if self._keys is None:
+            self._keys = torch.cat(self._keys_read) if self._keys_read else torch.empty(0)
+        return self._keys
 
     def run(self):
         """Run the network over the rows and keep what the method consumes.
@@ -209,8 +229,14 @@ class Training:
 
     def _read(self, name):
         size = batch_rows(self._source, self._network, self._batch_size)
-        pairs = read(self._source, self._body, self._network, size)
-        return self._watch(name, self._source.n_batches(size), pairs)
+        note = None
+        if self._seed is not None and self._keys is None:
+            self._keys_read = []
+            note = lambda batch: self._keys_read.append(row_keys(batch, self._seed))  # noqa: E731
+        pairs = read(self._source, self._body, self._network, size, note)
+        yield from self._watch(name, self._source.n_batches(size), pairs)
+        if note is not None:
+            _ = self.keys
 
     def passes(self, name):
         """Yield ``(inputs, positions)``; the name is what callbacks are told."""
@@ -224,7 +250,7 @@ class Training:
             yield inputs, positions
 
     def batches(self, name, most=None):
-        """Yield ``(inputs, codes, keys)``, once the rows have been read; keys where drawn.
+        """Yield ``(inputs, codes, keys)``; keys are None where not needed.
 
         Of more rows than `most`, those of `threshold_rows`.
         """
@@ -234,8 +260,13 @@ class Training:
         else:
             passes = self._watch(name, None, self._sampled(most))
         for inputs, positions in passes:
-            keys = None if self._keys is None else self._keys[positions]
-            yield inputs, codes[positions].to(self.device), keys
+            yield inputs, codes[positions].to(self.device), self._keys_of(positions)
+
+    def _keys_of(self, positions):
+        """Return the keys of rows of the present batch."""
+        if self._seed is None:
+            return None
+        return self._keys_read[-1] if self._keys is None else self._keys[positions]
 
     def _sampled(self, n_rows):
         """Yield the inputs of the rows that set the threshold and their positions, in batches."""
@@ -260,16 +291,24 @@ class Training:
         return self._take(np.sort(self.random_state.choice(self.n_samples, n_rows, replace=False)))
 
 
+def key_seed(scorer, random_state):
+    """Return the seed of the rows' keys, of `random_state` if a scorer draws by them."""
+    return random_state.randint(2**31 - 1) if getattr(scorer, "draws", False) else 0
+
+
 def learn(scorer, training):
     """Let a scorer learn from all rows of a `Training`."""
     training.run()
     scorer.start(training)
-    training.draw_keys(scorer)
-    state = None
-    for inputs, codes, keys in training.batches("learn"):
-        if state is None:
-            state = scorer.empty(inputs, training.n_classes, training.n_samples)
-        scorer.update(state, inputs, codes, keys)
+    # Where rows have many copies a sample is drawn in a second pass.
+    for n_expected in (training.n_samples, 0):
+        state = None
+        for inputs, codes, keys in training.batches("learn"):
+            if state is None:
+                state = scorer.empty(inputs, training.n_classes, n_expected)
+            scorer.update(state, inputs, codes, keys)
+        if state.is_complete:
+            break
     scorer.finish(state, training.classes)
 
 
@@ -288,8 +327,11 @@ def batch_rows(rows, network, batch_size):
     return feature_batch_rows(int(np.prod(rows.row_shape)) * itemsize)
 
 
-def read(rows, body, network, batch_size):
-    """Yield ``(positions, inputs)`` for the rows of X, passed through the body."""
+def read(rows, body, network, batch_size, note=None):
+    """Yield ``(positions, inputs)`` for the rows of X, passed through the body.
+
+    `note` is called with each batch of X before the network, which may write to it.
+    """
     # A network may write to its input; our own modules do not.
     batches = rows.batches(
         batch_size,
@@ -298,6 +340,8 @@ def read(rows, body, network, batch_size):
         own=not network.takes_features,
     )
     for positions, batch in batches:
+        if note is not None:
+            note(batch)
         inputs = as_inputs(body(batch))
         for tensor in inputs:
             # A body that passes X on gives what was checked, perhaps a dict.

@@ -13,9 +13,10 @@ from torch import nn
 
 from skood._arrays import feature_batch_rows, join
 from skood._estimator import ROW_ATTRIBUTES, NetworkEstimator, computing
+from skood._keys import entry_keys
 from skood._labels import check_classes
 from skood._lazy import is_dask
-from skood._learning import LearningScorer, Training
+from skood._learning import LearnedModule, LearningScorer, Training, key_seed
 from skood._states import Learned
 from skood._streams import is_stream
 from skood._typing import Inputs, Labels
@@ -29,10 +30,11 @@ GIVEN = {*ROW_ATTRIBUTES, "model_"}
 
 def unlearned(scorer):
     """Return a scorer that may learn while this one scores: it sets other buffers."""
-    if not isinstance(scorer, LearningScorer):
+    if not any(isinstance(part, LearnedModule) for part in scorer.modules()):
         return scorer
     twin = copy.copy(scorer)
     twin._buffers = scorer._buffers.copy()
+    twin._modules = {name: unlearned(part) for name, part in scorer._modules.items() if part}
     return twin
 
 
@@ -156,12 +158,13 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
         learns = isinstance(scorer, LearningScorer)
         if pilot is not None and learns and type(scorer).start is not LearningScorer.start:
             source = self._source(*pilot(), first=False)
-        training = Training(source, body, network, self.batch_size, random_state)
+        seed = key_seed(scorer, random_state)
+        training = Training(source, body, network, self.batch_size, random_state, seed)
         if learns:
             training.run()
             if training.n_samples:
                 scorer.start(training)
-        learned = Learned(training.seed(scorer) if learns else 0, learns)
+        learned = Learned(seed, learns)
         self._keep(source, network, body, model_, _scorer=scorer, _learned=learned)
         return training
 
@@ -174,7 +177,8 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
 
     def _training(self, source):
         """Return rows as the method consumes them."""
-        return Training(source, self._body, self._network, self.batch_size)
+        seed = self._learned.seed
+        return Training(source, self._body, self._network, self.batch_size, seed=seed)
 
     def _learn(self, learned, training, source, classes=None):
         """Add the rows to what was learned; return how many there are now."""
@@ -187,13 +191,17 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
             # Warns of unfit features once, not with each piece.
             first = learned.n_rows == 0
             scores = self._training_scores(scorer, score, batches, source.dtype, inspect=first)
-            scores = self._inside(join(scores, training.n_rows), source.maps).flatten()
+            scores = join(scores, training.n_rows)
+            keys = training.keys.to(scores.device)
+            if scores.ndim > 1:
+                keys = entry_keys(keys, scores[0].numel()).view_as(scores)
+            scores, keys = (self._inside(v, source.maps).flatten() for v in (scores, keys))
         if classes is not None:
             check_classes(source.classes, source.maps, classes)
         if learns:
             learned.add(scorer, training)
         else:
-            learned.add_scores(scores, training)
+            learned.add_scores(scores, keys, training)
         return learned.n_rows
 
     def _conclude(self):

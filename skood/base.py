@@ -17,7 +17,14 @@ from skood._compat import Interval, _fit_context, move_to_numpy
 from skood._estimator import NetworkEstimator, computing, consistent
 from skood._labels import is_label_map, is_numeric, is_ood, map_kinds
 from skood._lazy import is_dask, lazy
-from skood._learning import LearningScorer, Training, learn
+from skood._learning import (
+    LearningScorer,
+    Training,
+    key_seed,
+    learn,
+    learned_buffers,
+    learned_parts,
+)
 from skood._model import frozen_classes, warn_of_unseen
 from skood._parameters import param
 from skood._pieces import LearnsInPieces, unlearned
@@ -154,7 +161,9 @@ class BaseDetector(
         network, model_ = self._take_network(source, random_state)
         body, scorer = self._build(network)
         scorer = scorer.eval().to(network.device)
-        training = Training(source, body, network, self.batch_size, random_state, watch)
+        needs_keys = getattr(scorer, "uses_keys", False)
+        seed = key_seed(scorer, random_state) if needs_keys else None
+        training = Training(source, body, network, self.batch_size, random_state, seed, watch)
         scores = self._fit_scorer(scorer, training, network, source.dtype)
         scores = self._inside(scores, source.maps)
         if not len(scores):
@@ -390,7 +399,7 @@ class BaseDetector(
         scorer = state.pop("scorer_", started)
         if scorer is not None:
             state["_saved_scorer"] = {
-                name: tensor.cpu().numpy() for name, tensor in scorer.named_buffers(recurse=False)
+                name: tensor.cpu().numpy() for name, tensor in learned_buffers(scorer).items()
             }
         return state
 
@@ -404,9 +413,11 @@ class BaseDetector(
     def _load(self, buffers):
         """Build the scorer again and give it what it had learned."""
         self._body, scorer = self._as_fitted()._build(self._network)
+        parts = learned_parts(scorer)
         for name, array in buffers.items():
+            part, _, buffer = name.rpartition(".")
             # np.array: what skops or a memmap gives may be read-only.
-            scorer.register_buffer(name, torch.from_numpy(np.array(array)))
+            parts[part].register_buffer(buffer, torch.from_numpy(np.array(array)))
         scorer = scorer.eval().to(self._network.device)
         if "_learned" in vars(self):
             self._scorer = unlearned(scorer)

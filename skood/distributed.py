@@ -16,7 +16,7 @@ from skood._estimator import computing
 from skood._labels import as_labels, encode_labels, is_label_map
 from skood._modules import private_copy, unwrap
 from skood._pieces import LearnsInPieces
-from skood._states import Learned
+from skood._states import Learned, State
 
 # States that one task brings together: a tree over 20 000 blocks is 5 high.
 FAN_IN = 8
@@ -223,10 +223,11 @@ def learn_block(X, y, estimator, n_expected):
 
 
 @sizeof.register(Learned)
-def sizeof_learned(learned):
+@sizeof.register(State)
+def sizeof_state(state):
     """Tell dask how much it moves, or writes to disk where memory is short."""
-    states = [s.__getstate__() for s in (learned.sample, learned.state) if s is not None]
-    return sum(sizeof(value) for state in states for value in state.values())
+    values = vars(state) if isinstance(state, Learned) else state.__getstate__()
+    return sum(map(sizeof, values.values()))
 
 
 def merge_blocks(parts):

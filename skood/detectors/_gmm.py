@@ -41,14 +41,15 @@ OVERFLOW = "The squares of the features overflow: scale them, to about 1."
 class GMMScorer(LearningScorer):
     """Features → log-likelihood, or negative distance to the closest class."""
 
+    # The last three are of full and tied covariances: rows are centred and rotated, as means are.
+    learned = (
+        *("means", "factors", "half_log_dets", "log_weights"),
+        *("center", "rotation", "rotated_means"),
+    )
+
     def __init__(self, covariance_type, reg_covar, criterion):
         super().__init__()
         self.covariance_type, self.reg_covar, self.criterion = covariance_type, reg_covar, criterion
-        for name in ("means", "factors", "half_log_dets", "log_weights"):
-            self.register_buffer(name, None)
-        # Of full and tied covariances: rows are centred and rotated, and so are the means.
-        for name in ("center", "rotation", "rotated_means"):
-            self.register_buffer(name, None)
         self.forget()
 
     def check(self, inputs):

@@ -89,13 +89,13 @@ class NACScorer(LearningScorer):
     The neurons of all layers lie side by side; a neuron weighs 1 / (layers · its layer's width).
     """
 
+    learned = ("edges", "alphas", "o_stars", "weights", "counts", "layers")
+    settings = ("alphas",)
+
     def __init__(self, head, n_layers, bins, n_bins, alpha, o_star):
         super().__init__()
         self.head, self.n_layers = head, n_layers
         self.bins, self.n_bins, self.alpha, self.o_star = bins, n_bins, alpha, o_star
-        for name in ("edges", "alphas", "o_stars", "weights", "counts", "layers"):
-            self.register_buffer(name, None)
-        self.settings = ("alphas",)
 
     def start(self, training):
         """Set each neuron's alpha, from a pilot sample where it is "auto"."""

@@ -140,6 +140,8 @@ def mean_of_found(queries, index, k, own):
 class NNGuideScorer(LearningScorer):
     """Features, or (features, logits) → guidance times energy."""
 
+    # Instead of a bank there may be a faiss index, written out.
+    learned = ("bank", "index_bytes")
     n_threshold_rows = 20_000
     uses_keys = True
 
@@ -150,9 +152,6 @@ class NNGuideScorer(LearningScorer):
         self.draws = bank_size is not None
         if index != "exact":
             self.not_exportable = f"index={index!r} is searched by faiss. Use index='exact'."
-        self.register_buffer("bank", None)
-        # Instead of the bank: a faiss index, written out.
-        self.register_buffer("index_bytes", None)
         # Of the rows of the bank, ascending.
         self.keys = None
 
