@@ -30,11 +30,11 @@ GIVEN = {*ROW_ATTRIBUTES, "model_"}
 
 def unlearned(scorer):
     """Return a scorer that may learn while this one scores: it sets other buffers."""
-    if not any(isinstance(part, LearnedModule) for part in scorer.modules()):
+    if scorer is None or not any(isinstance(part, LearnedModule) for part in scorer.modules()):
         return scorer
     twin = copy.copy(scorer)
     twin._buffers = scorer._buffers.copy()
-    twin._modules = {name: unlearned(part) for name, part in scorer._modules.items() if part}
+    twin._modules = {name: unlearned(part) for name, part in scorer._modules.items()}
     return twin
 
 

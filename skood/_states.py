@@ -3,6 +3,7 @@
 import copy
 import math
 import weakref
+from collections.abc import Callable
 from numbers import Integral
 
 import numpy as np
@@ -34,7 +35,8 @@ class State:
     """
 
     # How the tensors of two states are combined, and what a class without rows has.
-    combine, neutral = staticmethod(torch.add), 0.0
+    combine: Callable[..., torch.Tensor] = staticmethod(torch.add)
+    neutral = 0.0
 
     def __init__(self, per_class=(), **parts):
         self.per_class = per_class
