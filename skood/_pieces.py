@@ -91,8 +91,8 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
         The first piece decides what must be known before the first row: a head or network that
         ``fit`` would train is trained on it alone, and of `NACDetector` ``alpha="auto"`` is taken
         from it. With a trained network and numbers, what is learned is that of one ``fit``, to
-        rounding, whatever the pieces and their order; a bank of ``bank_size`` rows is a random
-        sample of all rows in either case.
+        rounding, whatever the pieces and their order: a bank of ``bank_size`` rows is a random
+        sample, which is drawn by what the rows hold and `random_state`.
 
         The threshold is the quantile of the scores, under what was learned from all pieces, of a
         random sample of 20 000 rows (of all, while there are fewer), which are kept. With
