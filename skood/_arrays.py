@@ -32,18 +32,129 @@ def namespace_of(X):
     return xp.__name__, str(device)
 
 
+def check_kind(X):
+    """Raise if X is of a kind that holds no rows of numbers; no row is printed."""
+    first = X[0] if isinstance(X, (list, tuple)) and len(X) else None
+    if isinstance(first, Mapping):
+        raise TypeError(
+            f"X is a list of {len(X)} dicts. Expected an array, or one dict of arrays whose rows "
+            "belong together.\nMake it of the rows: torch.utils.data.default_collate(X)."
+        )
+    if any(type(part).__module__.split(".")[0] == "PIL" for part in (X, first)):
+        raise TypeError(
+            "X holds PIL images. Expected an array of shape (n_samples, C, H, W), scaled as in "
+            "training.\nMake it by the network's transform: torch.stack([transform(image) for "
+            "image in images])."
+        )
+    if isinstance(X, tuple) and len(X) and all(getattr(part, "ndim", 0) > 1 for part in X):
+        raise TypeError(
+            f"X is a tuple of {len(X)} arrays. Several inputs of a network go into a dict, under "
+            "the names\nof its forward's arguments: {'input_ids': ..., 'attention_mask': ...}.\n"
+            "Rows go into a list or an array."
+        )
+    if isinstance(X, Mapping) and hasattr(type(X), "column_names"):
+        raise TypeError(
+            f"X is a {type(X).__name__} of the splits {', '.join(map(str, X))}. Pass one of them: "
+            f"X[{next(iter(X), None)!r}]."
+        )
+
+
+def check_tensor(X, name="X"):
+    """Raise if a tensor is of a layout or dtype that cannot be read row by row."""
+    if X.is_nested:
+        kind, remedy = "a nested tensor", "Pad its rows to one size."
+    elif X.layout is not torch.strided:
+        kind, remedy = f"a sparse tensor, {X.layout}", f"Pass {name}.to_dense()."
+    elif X.is_quantized:
+        kind, remedy = f"quantised, {X.dtype}", f"Pass {name}.dequantize()."
+    elif X.is_meta:
+        kind, remedy = "on the meta device, which holds no numbers", "Load its data first."
+    elif X.is_floating_point() and X.dtype.itemsize == 1:
+        kind, remedy = f"of {X.dtype}, in which torch computes little", f"Pass {name}.float()."
+    else:
+        return
+    raise TypeError(f"{name} is {kind}. Expected a dense tensor of numbers.\n{remedy}")
+
+
+def check_row_shape(X, estimator):
+    """Raise if rows of X, such as images, have not the shape of those of ``fit``."""
+    shape, expected = getattr(X, "shape", None), getattr(estimator, "_row_shape", None)
+    if shape is None or not expected or isinstance(expected[0], str):
+        return
+    shape = tuple(shape)
+    if shape[1:] == expected or max(len(shape) - 1, len(expected)) < 2:
+        # scikit-learn tells of numbers of features.
+        return
+    remedy = ""
+    if shape == expected:
+        remedy = "\nA single row is X[None]."
+    elif (shape[-1], *shape[1:-1]) == expected:
+        remedy = f"\n{describe_channels_first(X)}"
+    raise ValueError(
+        f"X has rows of shape {shape[1:]}, but {type(estimator).__name__} is expecting "
+        f"{expected}, as in fit.{remedy}"
+    )
+
+
+def describe_channels_first(X):
+    """Return in words how to move the channels of X in front of height and width."""
+    how = "permute" if isinstance(X, torch.Tensor) else "transpose"
+    axes = ", ".join(map(str, (0, X.ndim - 1, *range(1, X.ndim - 1))))
+    return f"Its channels are last, and belong behind the rows: X.{how}({axes})."
+
+
+def columns_without_numbers(X):
+    """Return the names of a frame's columns that hold text, dates or the like."""
+    names = []
+    for name in X.columns if hasattr(X, "columns") and hasattr(X, "dtypes") else ():
+        values = np.asarray(X[name])
+        try:
+            is_numeric = values.dtype.kind not in "mM" and values.astype(float) is not None
+        except (TypeError, ValueError):
+            is_numeric = False
+        if not is_numeric:
+            names.append(name)
+    return names
+
+
+def explain(error, X):
+    """Return an error of scikit-learn's validation without rows, naming what is at fault."""
+    names = columns_without_numbers(X)
+    if names:
+        return ValueError(
+            f"X has columns without numbers: {', '.join(map(str, names[:10]))}.\nEncode them, for "
+            "example by sklearn.preprocessing.OneHotEncoder, or leave them out."
+        )
+    lines = str(error).split("\n")
+    if "array=" in str(error) or lines[0].startswith("Complex data"):
+        lines = [lines[0], *(line for line in lines if line.startswith("Reshape your data"))]
+        if isinstance(X, (list, tuple)) and len(X):
+            lines.insert(1, f"X is a {type(X).__name__} of {type(X[0]).__name__}.")
+        elif not hasattr(X, "ndim"):
+            lines.insert(1, f"X is a {type(X).__name__}.")
+        return ValueError("\n".join(lines))
+    return error
+
+
 def is_named(X):
     """Tell a dict of arrays from an array; scipy's dok_array is a dict too."""
     return isinstance(X, Mapping) and not issparse(X)
 
 
-def as_array(values):
+def as_array(values, name):
     """Return one entry of a dict as a tensor or an ndarray of numbers."""
     if isinstance(values, torch.Tensor):
+        check_tensor(values, name)
         return values.detach()
-    return check_array(
-        values, dtype="numeric", allow_nd=True, ensure_2d=False, ensure_all_finite=False
-    )
+    try:
+        return check_array(
+            values, dtype="numeric", allow_nd=True, ensure_2d=False, ensure_all_finite=False
+        )
+    except (ValueError, TypeError) as error:
+        raise TypeError(
+            f"{name} holds no numbers, or rows of several shapes: {str(error)[:80]}.\nTokenize "
+            "texts, pad rows to one shape, and leave out what the network does not take."
+        ) from None
 
 
 def check_named(columns, estimator, reset, min_samples):
@@ -138,11 +249,13 @@ class Rows:
 
     def __init__(self, estimator, X, *, reset, min_samples=1):
         owner = type(estimator).__name__
+        check_kind(X)
         self.is_named = is_named(X)
         if self.is_named:
             self.namespace, self.native_device, self._native = "numpy", "cpu", None
             self._columns = {
-                name: _Column(as_array(values), owner, f"X[{name!r}]") for name, values in X.items()
+                name: _Column(as_array(values, f"X[{name!r}]"), owner, f"X[{name!r}]")
+                for name, values in X.items()
             }
             self.n_samples = check_named(self._columns, estimator, reset, min_samples)
             # Texts of one batch are padded to its longest: their width is no property of X.
@@ -168,12 +281,31 @@ class Rows:
             "ensure_min_samples": min_samples,
         }
         if isinstance(X, torch.Tensor):
+            check_tensor(X)
+        if not reset:
+            check_row_shape(X, estimator)
+        if isinstance(X, torch.Tensor):
             dtype = np.dtype(complex if X.is_complex() else float)
             # scikit-learn checks the shape on a stand-in of no memory: numpy knows neither the
             # GPU nor bfloat16.
-            validate_data(estimator, np.broadcast_to(np.zeros((), dtype), X.shape), **checks)
+            self._validate_array(estimator, np.broadcast_to(np.zeros((), dtype), X.shape), checks)
             return X.detach()
-        return validate_data(estimator, X if self._native is None else move_to_numpy(X), **checks)
+        X = X if self._native is None else move_to_numpy(X)
+        return self._validate_array(estimator, X, checks)
+
+    @staticmethod
+    def _validate_array(estimator, X, checks):
+        """Let scikit-learn validate X, and tell what is wrong without printing rows."""
+        try:
+            data = validate_data(estimator, X, **checks)
+            if data.dtype.kind not in "biuf":
+                raise TypeError(f"X holds {data.dtype}, not numbers.")
+        except (ValueError, TypeError) as error:
+            explained = explain(error, X)
+            if explained is error:
+                raise
+            raise explained from None
+        return data
 
     def __len__(self):
         return self.n_samples

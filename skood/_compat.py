@@ -6,7 +6,8 @@ from sklearn import get_config
 from sklearn.base import _fit_context
 from sklearn.utils import _safe_indexing
 from sklearn.utils._array_api import get_namespace_and_device, move_estimator_to, move_to
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils._param_validation import HasMethods, StrOptions
+from sklearn.utils._param_validation import Interval as _Interval
 from sklearn.utils.metaestimators import _BaseComposition
 
 __all__ = [
@@ -22,6 +23,14 @@ __all__ = [
     "move_to",
     "move_to_numpy",
 ]
+
+
+class Interval(_Interval):
+    """scikit-learn's interval of numbers, in which True is no 1."""
+
+    def is_satisfied_by(self, val):
+        """Tell whether a value lies inside."""
+        return not isinstance(val, (bool, np.bool_)) and super().is_satisfied_by(val)
 
 
 def array_api_dispatch():

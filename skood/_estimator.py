@@ -176,6 +176,8 @@ class NetworkEstimator(DeclaresParameters, OneState, ModuleSharing, PrintsNetwor
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"device={self.device!r} cannot be used here: {error}") from error
+        if device.type == "meta":
+            raise ValueError("device='meta' holds no numbers. Use 'cpu', 'cuda' or 'auto'.")
         return device
 
     def _source(self, X, y, first=True, least=None):

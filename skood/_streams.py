@@ -1,13 +1,21 @@
 """Data that comes in batches, a torch Dataset or DataLoader, as rows of X and labels."""
 
+import inspect
 from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from sklearn.frozen import FrozenEstimator
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
-from skood._arrays import NETWORK_BATCH_ROWS, Rows, TensorStore
+from skood._arrays import NETWORK_BATCH_ROWS, Rows, TensorStore, is_named
 from skood._compat import move_to_numpy
 from skood._labels import as_labels, encode_labels, is_label_map, is_ood
 from skood._learning import LabelledRows
@@ -18,13 +26,68 @@ LABEL_NAMES = ("labels", "label")
 
 def is_stream(X):
     """Tell data that comes in batches from arrays."""
-    return isinstance(X, (Dataset, DataLoader))
+    return isinstance(X, (Dataset, DataLoader)) or is_hugging_face(X)
+
+
+def is_hugging_face(X):
+    """Tell a Dataset of Hugging Face's package, without importing it, from a dict of them."""
+    # Of the class: a dask Delayed has any attribute.
+    names = ("column_names", "features", "with_format")
+    return all(hasattr(type(X), name) for name in names) and not isinstance(X, Mapping)
+
+
+def as_loader(X, batch_size):
+    """Return a DataLoader as it is, or one that reads a Dataset in its order."""
+    if isinstance(X, DataLoader):
+        return X
+    if is_hugging_face(X) and (getattr(X, "format", None) or {}).get("type") is None:
+        # Its rows are lists and PIL images, unless a format or a transform was chosen.
+        X = X.with_format("torch")
+    # A generator of its own: to iterate must not draw from torch's global one.
+    return DataLoader(X, batch_size or NETWORK_BATCH_ROWS, generator=torch.Generator())
+
+
+def is_shuffled(X):
+    """Tell a DataLoader whose rows come in a random order."""
+    sampler = getattr(X, "batch_sampler", None)
+    sampler = getattr(X, "sampler", None) if sampler is None else sampler
+    while hasattr(sampler, "sampler"):
+        sampler = sampler.sampler
+    random = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+    # DistributedSampler says so itself.
+    return isinstance(sampler, random) or bool(getattr(sampler, "shuffle", False))
+
+
+def n_dropped(loader):
+    """Return how many rows a DataLoader with ``drop_last`` leaves out, 0 if it cannot be told."""
+    batches = loader.batch_sampler
+    try:
+        return len(batches.sampler) % batches.batch_size if batches.drop_last else 0
+    except (AttributeError, TypeError, NotImplementedError):
+        return 0
+
+
+def takes_by_name(model, name):
+    """Tell whether the forward of a network has an argument of this name."""
+    model = model.estimator if isinstance(model, FrozenEstimator) else model
+    for wrapper in ("module", "_orig_mod"):
+        model = getattr(model, wrapper, model)
+    forward = getattr(model, "forward", None)
+    parameters = {} if forward is None else inspect.signature(forward).parameters
+    return name in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values())
 
 
 def split_batch(batch):
     """Return X and y of a batch: a pair, a dict with an entry of labels, or X alone."""
     if isinstance(batch, Mapping):
         inputs = dict(batch)
+        for name, values in inputs.items():
+            if isinstance(values, (list, tuple)) and isinstance(values[0], torch.Tensor):
+                raise TypeError(
+                    f"The batches' entry {name!r} is a list of {len(values)} tensors, since the "
+                    "rows of the Dataset are lists.\nLet it give tensors: "
+                    "dataset.with_format('torch')."
+                )
         name = next((name for name in LABEL_NAMES if name in inputs), None)
         return inputs, inputs.pop(name, None)
     if not isinstance(batch, (tuple, list)):
@@ -32,9 +95,16 @@ def split_batch(batch):
     if len(batch) > 2:
         raise TypeError(
             f"The batches of X have {len(batch)} entries; they must be (X, y), X alone, or a dict "
-            "whose entry 'labels' holds y. Several inputs go into a dict, by name."
+            "whose entry 'labels' holds y.\nOf (X, y, metadata) take the first two: "
+            "DataLoader(..., collate_fn=lambda rows: default_collate([row[:2] for row in rows])).\n"
+            "Several inputs go into a dict, by name."
         )
     return batch if len(batch) == 2 else (batch[0], None)
+
+
+def _last_words(error):
+    """Return the end of a message: what was found."""
+    return str(error).rstrip().rpartition("; ")[2]
 
 
 class Stream:
@@ -66,23 +136,52 @@ class Stream:
     def __init__(self, estimator, data, y=None, *, batch_size, reset, least=None, ordered=False):
         self._estimator, self._least = estimator, least
         self._given = y if y is None or is_label_map(y) else as_labels(y)
-        if not isinstance(data, DataLoader):
-            # A generator of its own: to iterate must not draw from torch's global one.
-            data = DataLoader(data, batch_size or NETWORK_BATCH_ROWS, generator=torch.Generator())
-        elif ordered and isinstance(data.sampler, RandomSampler):
+        data = as_loader(data, batch_size)
+        if is_shuffled(data):
+            self._check_shuffled(ordered)
+        if dropped := n_dropped(data):
             warn(
-                "The DataLoader shuffles: results come in the order of its batches, which is not "
-                "that of the Dataset. Pass the Dataset, or a loader with shuffle=False."
+                f"drop_last=True: {dropped} rows of X, which do not fill a batch, are not read. "
+                "Use a loader with drop_last=False."
             )
         self._loader, self._labels = data, []
         self._n_read = self._n_kept = 0
-        self._pairs = map(split_batch, data)
-        self._first = next(self._pairs, None)
+        self._pairs = map(self._split, data)
+        try:
+            self._first = next(self._pairs, None)
+        except TypeError as error:
+            if "default_collate:" not in str(error):
+                raise
+            raise TypeError(
+                f"The items of {type(data.dataset).__name__} make no batch: {_last_words(error)}."
+                "\nThey must be tensors or arrays of one shape, with numbers or words as labels.\n"
+                "For PIL images give it transform=torchvision.transforms.ToTensor()."
+            ) from None
         if self._first is None:
             raise ValueError(f"X is a {type(data.dataset).__name__} without a single batch.")
         rows = Rows(estimator, self._first[0], reset=reset)
         self._head, self.row_shape = rows, rows.row_shape
         self.dtype, self.device, self.is_named = rows.dtype, rows.device, rows.is_named
+
+    def _check_shuffled(self, ordered):
+        """Raise if labels of another order are given; warn if the order of results matters."""
+        if self._given is not None:
+            raise ValueError(
+                "The DataLoader shuffles, so that y cannot be in the order of its rows.\nLet its "
+                "batches hold the labels, or pass the Dataset, or a loader with shuffle=False."
+            )
+        if ordered:
+            warn(
+                "The DataLoader shuffles: results come in the order of its batches, which is not "
+                "that of the Dataset. Pass the Dataset, or a loader with shuffle=False."
+            )
+
+    def _split(self, batch):
+        """Return X and y of a batch; one input that the network does not name is an array."""
+        X, y = split_batch(batch)
+        if is_named(X) and len(X) == 1 and not takes_by_name(self._estimator.model, next(iter(X))):
+            X = next(iter(X.values()))
+        return X, y
 
     def head(self, n_rows):
         """Return the first rows as a CPU tensor of X's own dtype, or a dict of such."""

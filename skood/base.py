@@ -368,6 +368,12 @@ class BaseDetector(
     @staticmethod
     def _pixel_kinds(y, scores):
         """Return +1, -1 or 0 for each pixel of label maps that go with maps of scores."""
+        if is_label_map(y) and scores.ndim == 1:
+            raise ValueError(
+                f"y holds labels of pixels, of shape {tuple(y.shape)}, but this detector gives one "
+                "score a row.\nPass one label for each row. Scores of pixels take a network whose "
+                "logits are maps,\nin ASHDetector or GradNormDetector."
+            )
         if not is_label_map(y) or tuple(y.shape) != tuple(scores.shape):
             raise ValueError(
                 f"The scores are maps of shape {tuple(scores.shape)}, so y must hold labels of "

@@ -334,6 +334,11 @@ class ConformalDetector(OneState, OutlierMixin, BaseEstimator):
             for X_fit, y_fit, X_held, y_held in folds:
                 detectors.append(clone(self.detector).fit(X_fit, y_fit))
                 held = self._scores(detectors[-1], X_held, calibrates=True)
+                if y_held is not None and len(as_labels(y_held)) != len(held):
+                    raise ValueError(
+                        f"X_cal has {len(held)} rows and y_cal {len(as_labels(y_held))} labels: "
+                        "one label for each row is needed."
+                    )
                 scores.append(held if y_held is None else held[~is_ood(y_held)])
                 groups.append(self._group(X_held, y_held, len(scores[-1])))
         n_calibration = sum(map(len, scores))

@@ -12,13 +12,13 @@ from sklearn.model_selection import KFold
 from sklearn.utils import Bunch
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_is_fitted
-from torch.utils.data import DataLoader, RandomSampler
 
 from skood._arrays import FEATURE_BATCH_BYTES, TensorStore
 from skood._compat import Interval, StrOptions, _BaseComposition, _fit_context, move_to_numpy
 from skood._estimator import ModuleSharing, OneState, computing, consistent, drafted
 from skood._learning import threshold_rows
 from skood._printing import PrintsNetworks, for_printer
+from skood._streams import is_shuffled
 from skood._typing import Inputs, Labels, Model, RandomState
 from skood.base import BaseDetector
 from skood.calibration import ROUNDING, check_scores, conformal_p_values
@@ -91,7 +91,7 @@ def on_common_rows(values, n_rows):
 
 def check_order(X):
     """Raise if every pass over X gives its rows in another order."""
-    if isinstance(X, DataLoader) and isinstance(X.sampler, RandomSampler):
+    if is_shuffled(X):
         raise ValueError(
             "The DataLoader shuffles, and detectors that read it themselves would see its rows in "
             "another order. Pass the Dataset, or a loader with shuffle=False."
@@ -374,6 +374,8 @@ class EnsembleDetector(
             float64, always finite.
         """
         check_is_fitted(self)
+        if sum(self._on_features) < len(self.detectors_) > 1:
+            check_order(X)
         rows = self.extractor_._check_rows(X, "score_samples")
         pairs = list(zip(self.detectors_, self._on_features, strict=True))
         shared = []

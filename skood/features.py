@@ -96,7 +96,7 @@ class FeatureExtractor(
         with self._fitting(X, y) as (draft, source):
             network, model_ = draft._take_network(source)
             body = draft._make_body(network)
-            first = move(source.head(1), network.device, network.input_dtype, copy=True)
+            first = move(source.head(2), network.device, network.input_dtype, copy=True)
             draft._keep(source, network, body, model_, _n_features_out=body(first).shape[1])
         return self
 

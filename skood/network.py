@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from skood._arrays import move
+from skood._arrays import describe_channels_first, move
 from skood._channels import ChannelAxes
 from skood._compat import move_to_numpy
 from skood._layers import (
@@ -30,6 +30,7 @@ from skood._modules import (
     unwrap,
 )
 from skood._split import split
+from skood._warnings import warn
 from skood.functional import pool
 
 __all__ = ["Network", "closest_names", "private_copy", "split"]
@@ -251,7 +252,7 @@ class Network:
             if isinstance(part, nn.Linear) or is_pointwise(part):
                 linear.append((name, out, out.clone()))
 
-        def run(dtype):
+        def run(dtype, sample=sample):
             twin = private_copy(self.module)
             called.clear(), linear.clear()
             self._found_axes = ChannelAxes(twin)
@@ -265,6 +266,7 @@ class Network:
             parts = sample.items() if isinstance(sample, dict) else [("X", sample)]
             shapes = ", ".join(f"{n} of shape {tuple(t.shape)} and {t.dtype}" for n, t in parts)
             message = f"{self._owner} fails on two rows of X, {shapes}: {error}"
+            message += self._layout_remedy(sample, run)
             if isinstance(sample, dict) or sample.is_floating_point():
                 raise ValueError(message) from error
             self.input_dtype = torch.int64
@@ -272,11 +274,33 @@ class Network:
                 output = run(self.input_dtype)
             except (RuntimeError, ValueError, TypeError, IndexError):
                 raise ValueError(message) from error
+        made = [out for *_, out in linear]
+        output = run(self.input_dtype)
+        if not all(map(agree, made, (out for *_, out in linear))):
+            warn(
+                f"{self._owner} gives other values for the same rows, in eval mode: it draws at "
+                "random, and so are scores.\nLet it draw in training only, as nn.Dropout does, or "
+                "F.dropout(x, training=self.training)."
+            )
         self._calls = Counter(name for name, _ in called)
         self._not_tensor = {
             name: type(out).__name__ for name, out in called if not isinstance(out, torch.Tensor)
         }
         return output, linear
+
+    def _layout_remedy(self, sample, run):
+        """Return what may be wrong with the axes of X, in words, for an error message."""
+        if isinstance(sample, dict):
+            return ""
+        if sample.ndim == 3 and any(isinstance(part, nn.Conv2d) for part in self.module.modules()):
+            return "\nIf X is a single image (C, H, W), pass X[None]."
+        if sample.ndim < 4:
+            return ""
+        try:
+            run(self.input_dtype, sample.movedim(-1, 1))
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            return ""
+        return f"\n{describe_channels_first(sample.numpy())}"
 
     def _pick_logits(self, output, made):
         """Return the logits in an output, and note what is wrong with them; None if it has none."""
@@ -408,8 +432,16 @@ class Network:
         if name in self._not_tensor:
             raise TypeError(
                 f"The layer {name!r} of {self._owner} gives a {self._not_tensor[name]}, not a "
-                "tensor. Name a layer inside of it."
+                "tensor. Name a layer inside of it, or put it into a module whose forward returns "
+                "one tensor."
             )
+
+
+def agree(one, other):
+    """Tell whether two passes gave the same, to more than the rounding of half precision."""
+    return one.shape == other.shape and bool(
+        ((one - other).abs() <= 0.01 * one.abs().max()).all() or not torch.isfinite(one).all()
+    )
 
 
 def gives(made, logits):

@@ -6,7 +6,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from scipy.special import softmax
-from sklearn.base import ClassifierMixin, MetaEstimatorMixin, clone
+from sklearn.base import ClassifierMixin, MetaEstimatorMixin, clone, is_classifier
 from sklearn.utils import _safe_indexing
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _num_samples, check_is_fitted, validate_data
@@ -112,9 +112,21 @@ class OpenSetClassifier(
         """
         if y is None:
             raise ValueError("OpenSetClassifier requires y to be passed, but the target y is None.")
+        if not is_network(self.classifier) and not (
+            hasattr(self.classifier, "fit") and is_classifier(self.classifier)
+        ):
+            raise TypeError(
+                f"classifier is a {type(self.classifier).__name__}. Expected a torch module, a "
+                "skorch net or a scikit-learn classifier."
+            )
         if not is_network(self.classifier):
             X = self._check(X, reset=True)
         index, classes, codes = encode_labels(y, _num_samples(X))
+        if self.unknown_label in classes.tolist():
+            raise ValueError(
+                f"unknown_label={self.unknown_label!r} is a class of y, so that predictions could "
+                "not be told apart. Choose another label."
+            )
         if is_network(self.classifier):
             classifier = extractor = FeatureExtractor(self.classifier).fit(X, y)
             classes = self._network_classes(classes, extractor.head.out_features)

@@ -1,6 +1,7 @@
 """X as a Dataset or DataLoader."""
 
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -10,9 +11,21 @@ from networks import Segmenter, SmallCNN, sample_inputs, seeded
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from skood import ASHDetector, FeatureExtractor, GMMDetector, NACDetector
+from skood.ensemble import EnsembleDetector
 
 pytestmark = pytest.mark.filterwarnings("ignore:The features are signed", "ignore:k=")
 
@@ -229,3 +242,121 @@ def test_bad_streams(cls, images):
     with pytest.warns(UserWarning, match="The DataLoader shuffles"):
         fitted.score_samples(shuffled)
     assert fitted.score(shuffled, None) == pytest.approx(fitted.score(X, y), nan_ok=True)
+
+
+class Columns:
+    """What skood asks of a Dataset of Hugging Face: named columns, and lists until formatted."""
+
+    def __init__(self, columns, kind=None):
+        self.columns, self.format = columns, {"type": kind}
+
+    @property
+    def column_names(self):
+        return list(self.columns)
+
+    @property
+    def features(self):
+        return dict.fromkeys(self.columns)
+
+    def with_format(self, kind):
+        return Columns(self.columns, kind)
+
+    def __len__(self):
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, i):
+        rows = {name: values[i] for name, values in self.columns.items()}
+        if self.format["type"] == "torch":
+            return {name: torch.as_tensor(values) for name, values in rows.items()}
+        return {name: np.asarray(values).tolist() for name, values in rows.items()}
+
+
+def hugging_face(**columns):
+    """Return a Dataset of the package itself."""
+    datasets = pytest.importorskip("datasets")
+    return datasets.Dataset.from_dict({n: values.tolist() for n, values in columns.items()})
+
+
+@pytest.mark.filterwarnings("ignore:y holds no")
+@pytest.mark.parametrize("make", [lambda **columns: Columns(columns), hugging_face])
+def test_datasets_of_hugging_face(make, images, iris):
+    """Images or features beside labels; what is one column is no dict of inputs."""
+    pictures = images[0], np.where(images[1] == 3, -1, images[1])
+    on_pictures = GMMDetector(seeded(SmallCNN), reg_covar=0.1)
+    for detector, (X, y) in [(on_pictures, pictures), (GMMDetector(), iris)]:
+        data = make(image=X, label=y)
+        expected = clone(detector).fit(X, y)
+        for stream in (data, DataLoader(data.with_format("torch"), batch_size=7)):
+            found = clone(detector).fit(stream)
+            assert found.known_classes_.tolist() == [0, 1, 2]
+            np.testing.assert_allclose(
+                found.score_samples(stream), expected.score_samples(X), rtol=1e-4
+            )
+            assert found.score(stream) == pytest.approx(expected.score(X, y), nan_ok=True)
+    with pytest.raises(TypeError, match="rows of the Dataset are lists"):
+        GMMDetector().fit(DataLoader(data, batch_size=7))
+
+
+def test_a_dict_of_splits():
+    class DatasetDict(dict):
+        column_names = ()
+
+    with pytest.raises(TypeError, match=r"DatasetDict of the splits train, test.*X\['train'\]"):
+        GMMDetector().fit(DatasetDict(train=1, test=2))
+
+
+def test_metadata_beside_labels(iris):
+    """The remedy that the message names works."""
+    from torch.utils.data import default_collate
+
+    X, y = map(torch.from_numpy, iris)
+    data = TensorDataset(X, y, torch.zeros(150, 3))
+    with pytest.raises(TypeError, match=r"3 entries.*\n.*collate_fn=.*row\[:2\]"):
+        GMMDetector().fit(data)
+    collate = lambda rows: default_collate([row[:2] for row in rows])  # noqa: E731
+    found = GMMDetector().fit(DataLoader(data, batch_size=7, collate_fn=collate))
+    assert found.offset_ == pytest.approx(GMMDetector().fit(*iris).offset_)
+
+
+def random_loaders(data):
+    """Yield loaders that give the rows of a Dataset in a random order."""
+    n = len(data)
+    batches = BatchSampler(RandomSampler(data), 7, drop_last=False)
+    yield DataLoader(data, batch_size=7, shuffle=True)
+    yield DataLoader(data, batch_size=7, sampler=SubsetRandomSampler(range(n)))
+    yield DataLoader(data, batch_size=7, sampler=WeightedRandomSampler(np.ones(n), n))
+    yield DataLoader(data, batch_sampler=batches)
+    yield DataLoader(data, batch_size=None, sampler=batches)
+    sampler = DistributedSampler(data, num_replicas=1, rank=0, shuffle=True)
+    yield DataLoader(data, batch_size=7, sampler=sampler)
+
+
+def test_loaders_that_draw_at_random(iris):
+    """Scores come in another order, and detectors that each read X would score other rows."""
+    X, y = iris
+    data = as_stream("Dataset", X, y)
+    detector = GMMDetector().fit(X, y)
+    whole = [("a", GMMDetector(nn.Linear(4, 3).double())), ("b", GMMDetector())]
+    ensemble = EnsembleDetector(whole).fit(data)
+    loaders = list(random_loaders(data))
+    for loader in loaders:
+        with pytest.warns(UserWarning, match="The DataLoader shuffles"):
+            detector.score_samples(loader)
+        with pytest.raises(ValueError, match="y cannot be in the order of its rows"):
+            detector.score(loader, y)
+        with pytest.raises(ValueError, match="would see its rows in another order"):
+            ensemble.score_samples(loader)
+        with pytest.raises(ValueError, match="would see its rows in another order"):
+            clone(ensemble).fit(loader)
+    assert len(loaders) == 6
+
+
+def test_rows_that_a_loader_drops(iris):
+    data = as_stream("Dataset", *iris)
+    loader = DataLoader(data, batch_size=40, drop_last=True)
+    detector = GMMDetector().fit(data)
+    with pytest.warns(UserWarning, match="drop_last=True: 30 rows of X"):
+        assert len(detector.score_samples(loader)) == 120
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        detector.score_samples(DataLoader(data, batch_size=50, drop_last=True))

@@ -1,0 +1,164 @@
+"""What X must not be: errors say what came and what to do, in three lines and without rows."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from networks import SmallCNN, seeded
+from sklearn.linear_model import LogisticRegression, Ridge
+from torch import nn
+from torch.nn.functional import dropout
+from torch.utils.data import Dataset, TensorDataset
+
+from skood import FeatureExtractor, GMMDetector, NNGuideDetector
+from skood.calibration import ConformalDetector
+from skood.open_set import OpenSetClassifier
+
+FRAME = pd.DataFrame(np.zeros((24, 2)), columns=["a", "b"])
+ROWS = torch.zeros(24, 4)
+
+
+def quantised():
+    """Return a quantised tensor; torch warns of these."""
+    return torch.quantize_per_tensor(ROWS, 0.1, 0, torch.qint8)
+
+
+UNFIT = {
+    "sparse": (ROWS.to_sparse, r"X is a sparse tensor.*\nPass X.to_dense"),
+    "sparse rows": (ROWS.to_sparse_csr, r"X is a sparse tensor.*\nPass X.to_dense"),
+    "nested": (lambda: torch.nested.nested_tensor([ROWS[0]] * 24), "X is a nested tensor"),
+    "meta": (lambda: torch.empty(24, 4, device="meta"), "on the meta device"),
+    "quantised": (quantised, r"Pass X.dequantize"),
+    "float8": (lambda: ROWS.to(torch.float8_e4m3fn), r"Pass X.float\(\)"),
+    "sparse in a dict": (lambda: {"x": ROWS.to_sparse()}, r"X\['x'\] is a sparse tensor"),
+    "words in a dict": (lambda: {"x": ["some text"] * 24}, r"X\['x'\] holds no numbers"),
+    "complex": (lambda: np.full((24, 50), 1j), "Complex data not supported"),
+    "text": (lambda: FRAME.assign(t="word"), r"columns without numbers: t\.\n"),
+    "dates": (lambda: FRAME.assign(t=pd.Timestamp("2020-01-01")), "columns without numbers: t"),
+    "categories": (lambda: FRAME.assign(t=pd.Categorical(["x"] * 24)), "without numbers: t"),
+    "dicts": (lambda: [{"a": list(range(500))}] * 24, "list of 24 dicts"),
+    "texts": (lambda: ["a text " * 50] * 24, r"(?s)got 1D array instead.*list of str.*Reshape"),
+    "a text": (lambda: "text " * 500, "(?s)got scalar array instead.*X is a str"),
+    "two inputs": (lambda: (torch.zeros(24, 4), torch.zeros(24, 4)), "X is a tuple of 2 arrays"),
+    "objects": (lambda: np.array([{"a": list(range(99))}] * 24), "real number, not 'dict'"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize", "ignore:Sparse CSR", "ignore:The PyTorch API")
+@pytest.mark.parametrize("kind", UNFIT)
+def test_what_cannot_be_read_says_so(kind):
+    """A list of dicts gave a message of 58 982 characters, with all rows."""
+    make, message = UNFIT[kind]
+    with pytest.raises((ValueError, TypeError), match=message) as caught:
+        GMMDetector().fit(make())
+    assert len(str(caught.value)) < 300 and str(caught.value).count("\n") < 3
+
+
+@pytest.mark.parametrize("as_tensor", [False, True], ids=["numpy", "torch"])
+def test_axes_in_another_order(as_tensor):
+    """The remedy is named where it is known to work."""
+    rng = np.random.default_rng(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    X = rng.normal(size=(24, 3, 8, 9)).astype(np.float32)
+    last = np.moveaxis(X, 1, -1)
+    if as_tensor:
+        X, last = torch.from_numpy(X), torch.from_numpy(last)
+    remedy = r"\nIts channels are last.*X.(transpose|permute)\(0, 3, 1, 2\)"
+    with pytest.raises(ValueError, match=remedy):
+        GMMDetector(net).fit(last)
+    with pytest.raises(ValueError, match=r"single image.*X\[None\]"):
+        GMMDetector(net).fit(X[0])
+    detector = GMMDetector(net, reg_covar=0.1).fit(X)
+    with pytest.raises(ValueError, match=r"expecting \(3, 8, 9\), as in fit." + remedy):
+        detector.score_samples(last)
+    with pytest.raises(ValueError, match=r"\(8, 9\), but .* \(3, 8, 9\).*\nA single row is X\[No"):
+        detector.score_samples(X[0])
+    np.testing.assert_allclose(detector.score_samples(X[0][None]), detector.score_samples(X)[:1])
+
+
+def test_pil_images():
+    Image = pytest.importorskip("PIL.Image")
+    images = [Image.new("RGB", (8, 8)) for _ in range(24)]
+    net = seeded(SmallCNN)
+
+    class Items(Dataset):
+        def __len__(self):
+            return 24
+
+        def __getitem__(self, i):
+            return images[i], 0
+
+    for X in (images, images[0]):
+        with pytest.raises(TypeError, match=r"(?s)X holds PIL images.*transform\(image\)"):
+            GMMDetector(net).fit(X)
+    with pytest.raises(TypeError, match=r"(?s)items of Items make no batch.*ToTensor\(\)"):
+        GMMDetector(net).fit(Items())
+
+
+def test_labels_of_pixels_for_a_method_on_rows(images):
+    X, _ = images
+    for detector in (GMMDetector(seeded(SmallCNN)), NNGuideDetector(seeded(SmallCNN))):
+        with pytest.raises(ValueError, match="gives one score a row.\nPass one label"):
+            detector.fit(X, np.zeros((24, 8, 8), dtype=int))
+
+
+def test_a_recurrent_layer_by_name():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(4, 8, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(self.lstm(x)[0][:, -1])
+
+    with pytest.raises(TypeError, match="'lstm' of Net gives a tuple.*whose forward returns one"):
+        GMMDetector(Net(), layer="lstm").fit(np.zeros((24, 5, 4), dtype=np.float32))
+
+
+def test_parameters_that_are_no_numbers(iris):
+    X, y = iris
+    for detector in (NNGuideDetector(k=True), GMMDetector(batch_size=True)):
+        with pytest.raises(ValueError, match="Got True instead"):
+            detector.fit(X, y)
+    with pytest.raises(ValueError, match="device='meta' holds no numbers"):
+        GMMDetector(device="meta").fit(X, y)
+
+
+@pytest.mark.parametrize("n_labels", [5, 50])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_calibration_labels_that_do_not_go_with_their_rows(n_labels, streamed, iris):
+    X, y = iris
+    X_cal = TensorDataset(torch.from_numpy(X[::5])) if streamed else X[::5]
+    with pytest.raises(ValueError, match=f"X_cal has 30 rows and y_cal {n_labels} labels"):
+        ConformalDetector(GMMDetector()).fit(X, y, X_cal, y[:n_labels])
+
+
+def test_open_set_classifiers_that_cannot_work(iris):
+    X, y = iris
+    for model in (Ridge(), None):
+        with pytest.raises(TypeError, match="Expected a torch module"):
+            OpenSetClassifier(model, GMMDetector()).fit(X, y)
+    model = OpenSetClassifier(LogisticRegression(), GMMDetector(), unknown_label=1)
+    with pytest.raises(ValueError, match="unknown_label=1 is a class of y"):
+        model.fit(X, y)
+
+
+def test_batch_norm_of_the_batch(iris):
+    """It takes two rows to normalise; the extractor probed one."""
+    norm = nn.BatchNorm1d(8, track_running_stats=False)
+    net = nn.Sequential(nn.Linear(4, 8), norm, nn.ReLU(), nn.Linear(8, 3))
+    assert FeatureExtractor(net).fit(iris[0]).transform(iris[0]).shape == (150, 8)
+
+
+def test_a_network_that_draws_at_random(iris):
+    class Net(nn.Module):
+        def __init__(self, training):
+            super().__init__()
+            self.body, self.head, self.always = nn.Linear(4, 64), nn.Linear(64, 3), training
+
+        def forward(self, x):
+            return self.head(dropout(self.body(x), 0.5, self.always or self.training))
+
+    with pytest.warns(UserWarning, match="it draws at random"):
+        GMMDetector(Net(True)).fit(*iris)
+    GMMDetector(Net(False)).fit(*iris)
