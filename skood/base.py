@@ -104,8 +104,9 @@ class BaseDetector(
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, C, H, W)
             Features where `model` is None or a linear layer, else inputs of the network. A dict
-            of arrays is passed to the network by name. Or a torch ``Dataset`` or ``DataLoader``:
-            its items or batches are (X, y), X alone, or dicts, perhaps with "labels".
+            of arrays is passed to the network by name. Or a ``Dataset`` or ``DataLoader`` of torch,
+            or a ``Dataset`` of Hugging Face: its items or batches are (X, y), X alone, or dicts,
+            perhaps with "labels".
         y : array-like of shape (n_samples,) or (n_samples, H, W), default=None
             Class labels of any kind. Rows whose label is a negative number are
             out-of-distribution and are left out. Where scores are maps, labels of pixels;

@@ -1,5 +1,7 @@
 """What X must not be: errors say what came and what to do, in three lines and without rows."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -159,6 +161,8 @@ def test_a_network_that_draws_at_random(iris):
         def forward(self, x):
             return self.head(dropout(self.body(x), 0.5, self.always or self.training))
 
-    with pytest.warns(UserWarning, match="it draws at random"):
+    with pytest.warns(UserWarning, match="draws random numbers in eval mode"):
         GMMDetector(Net(True)).fit(*iris)
-    GMMDetector(Net(False)).fit(*iris)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        GMMDetector(Net(False)).fit(*iris)
