@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import dropout
 from torch.utils.data import Dataset, TensorDataset
 
-from skood import FeatureExtractor, GMMDetector, NNGuideDetector
+from skood import FeatureExtractor, GMMDetector, NACDetector, NNGuideDetector
 from skood.calibration import ConformalDetector
 from skood.open_set import OpenSetClassifier
 
@@ -124,6 +124,8 @@ def test_parameters_that_are_no_numbers(iris):
             detector.fit(X, y)
     with pytest.raises(ValueError, match="device='meta' holds no numbers"):
         GMMDetector(device="meta").fit(X, y)
+    with pytest.raises(ValueError, match="n_bins=1000000000 is more than 100000"):
+        NACDetector(n_bins=10**9).fit(X, y)
 
 
 @pytest.mark.parametrize("n_labels", [5, 50])

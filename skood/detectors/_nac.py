@@ -23,6 +23,9 @@ AUTO_SPREADS = {"log": (1.0, 2.0, 6.0), "geometric": (12.0, 24.0, 72.0)}
 # What is left of the products of a row of which the network is less sure.
 DOUBT = 0.25
 
+# Of 512 neurons, 400 MB.
+MAX_BINS = 100_000
+
 
 def bin_edges(bins, n_bins):
     """Return the edges of the bins of [0, 1].
@@ -383,6 +386,11 @@ class NACDetector(ClassifierDetector):
         for name in ("n_bins", "alpha", "o_star"):
             check_per_layer(name, getattr(self, name), len(layers))
         for n in per_layer(self.n_bins, len(layers)):
+            if n > MAX_BINS:
+                raise ValueError(
+                    f"n_bins={n} is more than {MAX_BINS}: each neuron keeps a count of each bin. "
+                    "The authors' settings are 50 to 1000."
+                )
             if self.bins == "log" and (n % 2 or n < 4):
                 raise ValueError(
                     f"n_bins={n} must be even and at least 4 with bins='log', whose edges are "
