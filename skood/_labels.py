@@ -1,28 +1,78 @@
 """Class labels in which a negative number means out-of-distribution."""
 
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
 from numbers import Real
 
 import numpy as np
+import torch
 from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
 from skood._compat import move_to_numpy
+from skood._warnings import ShownOnce, calling_scorer_labels, warn
 
 # What segmentation data sets call pixels of no class.
 IGNORED = 255
+# Classes of these names are probably meant as marks of OOD rows.
+OOD_NAMES = {
+    *("abnormal", "anomalous", "anomaly", "novel", "novelty", "ood", "outlier", "unknown"),
+    *("out-of-distribution", "out_of_distribution", "out of distribution"),
+}
 
 
 def as_labels(y):
     """Return y as a 1-D array; mixed lists become objects, not strings."""
     if isinstance(y, (list, tuple)):
         # np.asarray(["cat", -1]) would be ['cat', '-1']: the OOD mark would become a class.
-        objects = np.empty(len(y), dtype=object)
-        objects[:] = y
-        y = objects
-    y = column_or_1d(move_to_numpy(y), warn=True)
-    if y.dtype == object and all(isinstance(label, Real) for label in y):
-        y = y.astype(np.result_type(*{np.asarray(label).dtype for label in y}) if len(y) else float)
+        y = np.fromiter(y, object, len(y))
+    given, y = type(y).__name__, move_to_numpy(y)
+    if y.ndim == 0:
+        raise ValueError(f"y should be a 1d array: one label for each row. Got a {given}.")
+    if y.dtype.kind == "c":
+        raise ValueError("Complex data not supported: y holds complex numbers, not class labels.")
+    if y.dtype.kind in "mMV":
+        raise TypeError(f"y holds {y.dtype}, which are no class labels.")
+    if y.dtype.kind == "T":
+        # scikit-learn does not know numpy's strings of any length.
+        y = y.astype(object)
+    if y.dtype == object and y.ndim == 1:
+        y = _plain_labels(y)
+    y = column_or_1d(y, warn=True)
+    if y.dtype == object and all(issubclass(kind, Real) for kind in set(map(type, y))):
+        y = np.array(y.tolist()) if len(y) else y.astype(float)
     return y
+
+
+def _plain_labels(y):
+    """Return objects with numbers and words in place of what holds one, such as 0-d tensors."""
+    kinds = set(map(type, y))
+    if any(
+        issubclass(kind, (Enum, Decimal, Fraction, np.ndarray, torch.Tensor))
+        or hasattr(kind, "__array_namespace__")
+        for kind in kinds
+    ):
+        y = np.fromiter(map(_plain_label, y), object, len(y))
+        kinds = set(map(type, y))
+    rows = [kind for kind in kinds if issubclass(kind, (list, tuple, np.ndarray))]
+    if rows:
+        lengths = {np.shape(label) if isinstance(label, tuple(rows)) else () for label in y}
+        if len(lengths) == 1:
+            return np.array(y.tolist())
+    unfit = next((kind.__name__ for kind in kinds if rows or kind.__hash__ is None), None)
+    if unfit:
+        raise TypeError(f"y holds a {unfit} for some row. Expected one number or word for each.")
+    return y
+
+
+def _plain_label(label):
+    """Return the number or word that a label stands for: a member of an Enum for its value."""
+    if isinstance(label, Enum):
+        label = label.value
+    if isinstance(label, (Decimal, Fraction)):
+        return float(label)
+    return move_to_numpy(label)[()] if hasattr(label, "ndim") else label
 
 
 def is_numeric(classes):
@@ -57,16 +107,34 @@ def is_ood(y, known_classes=None):
     ------
     ValueError
         If y holds NaN, None, or a string that spells a negative number.
+
+    Warns
+    -----
+    UserWarning
+        If labels that are no negative numbers look as if they were meant to mark OOD rows.
     """
+    y, mask = as_labels(y), is_negative(y)
+    if known_classes is None:
+        _warn_of_marks(y[~mask])
+        return mask
+    classes = move_to_numpy(known_classes)
+    known, labels = set(classes.tolist()), y.tolist()
+    if y.dtype.kind == "b" != classes.dtype.kind:
+        _warn_of_marks(y)
+    else:
+        _warn_of_other_kind(set(y[~mask].tolist()) - known, classes)
+    return mask | np.array([label not in known for label in labels], dtype=bool)
+
+
+def is_negative(y):
+    """Tell which labels are negative numbers, as `is_ood` does, without a look at the others."""
     y = as_labels(y)
-    if y.dtype.kind in "fc" and not np.isfinite(y).all():
+    if y.dtype.kind == "f" and not np.isfinite(y).all():
         raise ValueError("Input y contains NaN or infinity. Label every row, OOD rows with -1.")
-    if y.dtype.kind in "mM":
-        raise TypeError(f"y holds {y.dtype}, which are no class labels.")
-    if y.dtype.kind in "OUST":
+    if y.dtype.kind in "OUS":
         mask = np.array([isinstance(label, Real) and label < 0 for label in y], dtype=bool)
         for label in set(y[~mask].tolist()):
-            if label is None or label != label:
+            if _is_missing(label):
                 raise ValueError(
                     "Input y contains NaN or None. Label every row, OOD rows with the number -1."
                 )
@@ -76,12 +144,68 @@ def is_ood(y, known_classes=None):
                     "by a negative number, not by a string: pass a list or an object array such "
                     "as ['cat', 'dog', -1]."
                 )
-    else:
-        mask = np.zeros(len(y), dtype=bool) if y.dtype.kind in "bu" else y < 0
-    if known_classes is not None:
-        known = set(move_to_numpy(known_classes).tolist())
-        mask |= np.array([label not in known for label in y.tolist()], dtype=bool)
-    return mask
+        return mask
+    return np.zeros(len(y), dtype=bool) if y.dtype.kind in "bu" else y < 0
+
+
+def _is_missing(label):
+    """Tell None, NaN and pandas' NA."""
+    try:
+        return label is None or bool(label != label)
+    except TypeError:
+        # NA is neither equal to itself nor not.
+        return True
+
+
+def _warn_of_marks(y):
+    """Warn of labels that are taken for classes and probably mean OOD rows."""
+    if y.dtype.kind == "b":
+        warn(
+            "y is boolean: False and True are taken for two classes.\nNegative numbers mark OOD "
+            "rows. If y tells outliers from others, pass np.where(y, -1, 0);\nif these are "
+            "classes, pass y.astype(int).",
+            ShownOnce,
+        )
+    words = set(y.tolist()) if y.dtype.kind in "OU" else ()
+    for name in sorted(w for w in words if isinstance(w, str) and w.casefold() in OOD_NAMES):
+        warn(
+            f"y holds the label {name!r}, which is taken for a class of its own.\nNegative numbers "
+            "mark OOD rows, beside words in an array of objects:\n"
+            f"y = np.where(np.equal(y, {name!r}), -1, np.array(y, dtype=object)).",
+            ShownOnce,
+        )
+
+
+def warn_of_class_scorer():
+    """Warn when the decisions of a detector go to a scorer that takes its labels for classes.
+
+    Of two labels the higher is in-distribution to scikit-learn's "roc_auc", which is right where
+    the other is negative. More labels are an error there, which does not name the remedy.
+    """
+    y = calling_scorer_labels()
+    if y is None:
+        return
+    labels = np.unique(as_labels(y))
+    if len(labels) != 2 or not is_numeric(labels) or labels[0] >= 0 or labels[1] < 0:
+        warn(
+            "A scorer of scikit-learn, such as scoring='roc_auc', takes y for the classes to be "
+            "told apart,\nand a detector tells in-distribution from out-of-distribution rows.\n"
+            "Use scoring=skood.metrics.get_scorer('auroc'), or leave scoring out.",
+            ShownOnce,
+        )
+
+
+def _warn_of_other_kind(unseen, classes):
+    """Warn of labels that cannot be among the classes: numbers beside words, or words beside."""
+    other = [label for label in unseen if isinstance(label, Real) != is_numeric(classes)]
+    if other and len(classes):
+        kind, kinds = ("words", "numbers") if is_numeric(classes) else ("numbers", "words")
+        warn(
+            f"y holds {kind}, such as {min(map(repr, other))}, but fit was given {kinds}, such as "
+            f"{classes.tolist()[0]!r}.\nAll rows of such labels count as out-of-distribution.\n"
+            "Label rows as in fit, and OOD rows by negative numbers.",
+            ShownOnce,
+        )
 
 
 def check_classes(found, maps, classes):
@@ -163,4 +287,7 @@ def encode_labels(y, n_samples, least=2):
     # torch takes no foreign byte order.
     labels = labels.astype(labels.dtype.newbyteorder("="), copy=False)
     classes, codes = np.unique(labels, return_inverse=True)
+    if classes.dtype.kind == "f":
+        # -0.0 is 0.0.
+        classes = classes + 0.0
     return rows, classes, codes.astype(np.int64)

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from skood._arrays import move
-from skood._labels import is_ood
+from skood._labels import is_negative
 from skood._modules import linear_head
 from skood._warnings import warn
 from skood.functional import pool
@@ -193,7 +193,7 @@ def warn_of_unseen(estimator, y, ood):
     ood : ndarray of shape (n_samples,), dtype bool
         The rows that are counted.
     """
-    unseen = ood & ~is_ood(y)
+    unseen = ood & ~is_negative(y)
     if unseen.any() and any(
         name.split("__")[-1] == "model" and isinstance(value, nn.Module)
         for name, value in getattr(estimator, "get_params", dict)().items()

@@ -1,14 +1,41 @@
 """Warnings that point at the user's line."""
 
+import re
 import sys
 import warnings
 
-_OURS = ("skood", "sklearn", "contextlib", "functools")
+_OURS = ("skood", "sklearn", "joblib", "contextlib", "functools")
+
+
+class ShownOnce(UserWarning):
+    """About labels, and the same for every fit of a search: shown once in a process."""
+
+
+_SHOWN: set[str] = set()
 
 
 def warn(message, category=UserWarning):
     """Warn at the first frame outside of skood and scikit-learn."""
+    if issubclass(category, ShownOnce) and not any(
+        issubclass(category, kind) and (text is None or re.match(text, message))
+        for _, text, kind, module, _ in warnings.filters
+        if module is None
+    ):
+        # Python's own "once" forgets when filters change, as they do at each fit of a search.
+        if message in _SHOWN:
+            return
+        _SHOWN.add(message)
     frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _OURS:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
+
+
+def calling_scorer_labels():
+    """Return the labels that scikit-learn's own scorer compares to what is asked for, or None."""
+    frame = sys._getframe(1)
+    while frame and frame.f_globals.get("__name__", "").split(".")[0] in _OURS:
+        if frame.f_code.co_name == "_score" and "y_true" in frame.f_locals:
+            return frame.f_locals["y_true"]
+        frame = frame.f_back
+    return None

@@ -15,7 +15,7 @@ from torch import nn
 from skood._arrays import PIECE_BYTES, feature_batch_rows, join, namespace_of
 from skood._compat import Interval, _fit_context, move_to_numpy
 from skood._estimator import NetworkEstimator, computing, consistent
-from skood._labels import is_label_map, is_numeric, is_ood, map_kinds
+from skood._labels import is_label_map, is_numeric, is_ood, map_kinds, warn_of_class_scorer
 from skood._lazy import is_dask, lazy
 from skood._learning import (
     LearningScorer,
@@ -282,6 +282,7 @@ class BaseDetector(
         decision : array of shape (n_samples,)
             Negative for rows that ``predict`` calls out-of-distribution.
         """
+        warn_of_class_scorer()
         rows, decision = self._decide(X, "decision_function")
         return rows.like(decision)
 

@@ -16,7 +16,7 @@ from sklearn.utils.validation import _num_samples, check_is_fitted
 from skood._arrays import is_named
 from skood._compat import HasMethods, Interval, StrOptions, _fit_context, move_to_numpy
 from skood._estimator import OneState, consistent, drafted
-from skood._labels import as_labels, encode_labels, is_ood
+from skood._labels import as_labels, encode_labels, is_ood, warn_of_class_scorer
 from skood._learning import threshold_rows
 from skood._model import is_trained
 from skood._streams import is_stream
@@ -512,6 +512,7 @@ class ConformalDetector(OneState, OutlierMixin, BaseEstimator):
             Negative for rows that ``predict`` calls out-of-distribution. With `fdr` the p-values
             are those that the procedure adjusts to the batch, and depend on all its rows.
         """
+        warn_of_class_scorer()
         if self.fdr is None:
             return self.score_samples(X) - self.offset_
         adjusted = false_discovery_control(self.p_values(X), method=self.fdr)

@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from skood._arrays import FEATURE_BATCH_BYTES, TensorStore
 from skood._compat import Interval, StrOptions, _BaseComposition, _fit_context, move_to_numpy
 from skood._estimator import ModuleSharing, OneState, computing, consistent, drafted
+from skood._labels import warn_of_class_scorer
 from skood._learning import threshold_rows
 from skood._printing import PrintsNetworks, for_printer
 from skood._streams import is_shuffled
@@ -407,6 +408,7 @@ class EnsembleDetector(
         decision : ndarray of shape (n_samples,)
             Negative for rows that ``predict`` calls out-of-distribution.
         """
+        warn_of_class_scorer()
         return self.score_samples(X) - self.offset_
 
     @consistent

@@ -15,6 +15,7 @@ from skood._compat import move_to_numpy
 from skood._labels import as_labels, is_label_map, is_ood, map_kinds
 from skood._model import warn_of_unseen
 from skood._typing import Labels, RandomState, Scores
+from skood._warnings import ShownOnce, warn
 
 __all__ = [
     "ConfidenceInterval",
@@ -35,6 +36,10 @@ __all__ = [
     "paired_test",
     "segmentation_score",
 ]
+
+
+class OneKindOfRow(ShownOnce, UndefinedMetricWarning):
+    """A metric that compares both kinds of row was given one kind."""
 
 
 def _check_scores(scores, name="y_score"):
@@ -66,12 +71,12 @@ def _evaluate(metric, y_true, y_score):
     inside, scores = _check_rows(y_true, y_score)
     n_inside = np.count_nonzero(inside)
     if n_inside in (0, len(inside)):
-        warnings.warn(
-            "Metrics of OOD detection compare in-distribution with OOD rows, but y_true holds "
-            f"{n_inside} of the former and {len(inside) - n_inside} of the latter. The result is "
-            "set to nan.",
-            UndefinedMetricWarning,
-            stacklevel=3,
+        warn(
+            f"y holds no {'out-of-distribution' if n_inside else 'in-distribution'} row, and "
+            "metrics of OOD detection compare both kinds: the result is set to nan.\nNegative "
+            "labels mark OOD rows. In a search without any, hold classes out:\n"
+            "GridSearchCV(..., cv=skood.model_selection.LeaveClassesOut()).",
+            OneKindOfRow,
         )
         return float("nan")
     # scikit-learn finds ties by differences, which overflow harmlessly between ±1.8e308.

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skood._compat import HasMethods, _fit_context, _safe_indexing
 from skood._estimator import OneState, consistent, drafted
-from skood._labels import as_labels, encode_labels
+from skood._labels import as_labels, encode_labels, warn_of_class_scorer
 from skood._typing import Inputs, Labels, RandomState
 from skood.metrics import _known_labels, get_scorer
 
@@ -412,6 +412,7 @@ class FitOnInliers(OneState, MetaEstimatorMixin, BaseEstimator):
         decision : array of shape (n_samples,)
             Negative for rows that ``predict`` calls out-of-distribution.
         """
+        warn_of_class_scorer()
         check_is_fitted(self)
         decision = self.estimator_.decision_function(X)
         return -decision - self.offset_ if self.higher_is_outlier else decision
