@@ -230,8 +230,8 @@ class NetworkEstimator(DeclaresParameters, OneState, ModuleSharing, PrintsNetwor
             )
         if self._network.weights_changed:
             warn(
-                f"The network was trained further after {type(self).__name__}.fit: what was "
-                "fitted no longer goes with its weights. Fit again."
+                f"The network was trained further, or its weights were replaced, after "
+                f"{type(self).__name__}.fit: what was fitted no longer goes with them. Fit again."
             )
 
     def _inputs(self, rows):

@@ -5,6 +5,8 @@ import copy
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from skood.functional import pool
 
@@ -98,10 +100,86 @@ def _tensors_in(value):
             yield from _tensors_in(entry)
 
 
-def shared_parameters(module, twin):
-    """Return the parameters of a copy that lie in the memory of the module's."""
-    originals = dict(module.named_parameters())
-    return [p for name, p in twin.named_parameters() if p.data_ptr() == originals[name].data_ptr()]
+class Weights:
+    """The weights that a copy of a network shares with it, and whether they still are its weights.
+
+    Parameters
+    ----------
+    module : nn.Module or None
+        The user's.
+    twin : nn.Module or None
+        Its copy, with the same parameters.
+    """
+
+    def __init__(self, module, twin):
+        self._module, self._twin = module, twin
+        copied = {} if twin is None else dict(twin.named_parameters())
+        self._seen = {
+            name: at for name, at in self._look().items() if at[0] == copied[name].data_ptr()
+        }
+
+    def _look(self):
+        """Return where each parameter is, its dtype, and how often it has been written to."""
+        parameters = () if self._module is None else self._module.named_parameters()
+        return {
+            name: (p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version)
+            for name, p in parameters
+        }
+
+    @property
+    def changed(self):
+        """True when a parameter was written to, or replaced by one of other values."""
+        now = self._look()
+        return any(
+            now.get(name) != at and not self._was_moved(name, now.get(name), at)
+            for name, at in self._seen.items()
+        )
+
+    def _was_moved(self, name, now, before):
+        """Tell whether a parameter has the same values at another place."""
+        if now is None or now[0] == before[0] or now[1] != before[1]:
+            return False
+        here, there = (m.get_parameter(name).detach() for m in (self._module, self._twin))
+        if here.numel() != there.numel():
+            return False
+        return torch.equal(here.to(there.device).view_as(there), there)
+
+
+class Unwritten(TorchDispatchMode):
+    """While it is active an operation that would write to a parameter of a module is refused.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The user's, a copy of which runs with the same weights.
+
+    Attributes
+    ----------
+    found : Parameter or None
+        The one that would have been written to.
+    """
+
+    def __init__(self, module):
+        super().__init__()
+        self._owners = {p.untyped_storage().data_ptr(): p for p in module.parameters()}
+        self.found = None
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Run an operation unless it would write."""
+        kwargs = kwargs or {}
+        if func._schema.is_mutable:
+            for i, argument in enumerate(func._schema.arguments):
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    value = args[i] if i < len(args) else kwargs.get(argument.name)
+                    for tensor in tree_leaves(value):
+                        self._check(tensor)
+        return func(*args, **kwargs)
+
+    def _check(self, tensor):
+        if isinstance(tensor, torch.Tensor):
+            self.found = self._owners.get(tensor.untyped_storage().data_ptr())
+            if self.found is not None:
+                raise RuntimeError("The forward pass writes to a weight.")
 
 
 def module_device(module):

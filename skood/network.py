@@ -21,11 +21,12 @@ from skood._layers import (
 from skood._modules import (
     Pool,
     TakeEntry,
+    Unwritten,
+    Weights,
     as_linear,
     differentiable_copy,
     is_pointwise,
     private_copy,
-    shared_parameters,
     spread_named,
     unwrap,
 )
@@ -54,7 +55,8 @@ class Network:
     """
 
     def __init__(self, module, device, dtype, *, sample=None, state=None):
-        module = None if module is None else as_linear(unwrap(module))
+        self._original = module = None if module is None else unwrap(module)
+        module = None if module is None else as_linear(module)
         self.module = None if module is None else private_copy(module, device)
         self.device = torch.device(device)
         self._head_name, self._no_head, self._no_logits = None, None, None
@@ -73,12 +75,13 @@ class Network:
                 self.module.to(self.dtype)
         # What X is cast to: its tokens stay integers where nothing else will do.
         self.input_dtype = self.dtype
+        # The parameters that a forward pass writes to: they are copied.
+        self._written = []
         if state is not None:
             self._set_state(state)
-        self._shared = () if module is None else shared_parameters(module, self.module)
-        self._versions = self._weight_versions()
         if sample is not None and self.module is not None:
             self._find_head(sample)
+        self._weights = Weights(self._original, self.module)
 
     def describe(self):
         """Return what its outputs depend on but the code: layers, settings, tensors, device."""
@@ -114,6 +117,7 @@ class Network:
             "channel_axes": list(self.channel_axes.items()),
             "input_dtype": str(self.input_dtype).removeprefix("torch."),
             "changed": self.weights_changed,
+            "written": self._written,
             "buffers": {name: move_to_numpy(buffer) for name, buffer in modules},
             "weights": head and [move_to_numpy(p) for p in (head.weight, head.bias)],
         }
@@ -121,6 +125,8 @@ class Network:
     def _set_state(self, state):
         self._head_name, self.logits_key = state["head_name"], state["logits_key"]
         self._changed = state["changed"]
+        for name in state.get("written", ()):
+            self._own(self.module.get_parameter(name))
         # Earlier versions knew none.
         self.channel_axes = dict(state.get("channel_axes", ()))
         self.map_head, self.map_head_is_last = state["map_head"]
@@ -149,13 +155,25 @@ class Network:
             for one, two in zip(here, there, strict=True)
         )
 
-    def _weight_versions(self):
-        return tuple(parameter._version for parameter in self._shared)
-
     @property
     def weights_changed(self):
-        """True when the shared weights were written to since the network was taken."""
-        return self._changed or self._versions != self._weight_versions()
+        """True when the user's weights are others than when the network was taken."""
+        return self._changed or self._weights.changed
+
+    def _own(self, written):
+        """Let the copy have a parameter for itself, to which its forward pass writes."""
+        own = {
+            name: parameter
+            for name, parameter in self.module.named_parameters()
+            if parameter.data_ptr() == written.data_ptr()
+        }
+        for name, parameter in own.items():
+            # Not its data alone: writing to that would count as writing to the user's.
+            copied = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+            for part in self.module.modules():
+                aliases = [key for key, value in part._parameters.items() if value is parameter]
+                part._parameters.update(dict.fromkeys(aliases, copied))
+            self._written.append(name)
 
     @property
     def takes_features(self):
@@ -258,7 +276,15 @@ class Network:
             self._found_axes = ChannelAxes(twin)
             for name, part in twin.named_modules():
                 part.register_forward_hook(lambda part, _, out, name=name: note(part, name, out))
-            return twin(move(sample, self.device, dtype, copy=True))
+            guard = Unwritten(self._original)
+            try:
+                with guard:
+                    return twin(move(sample, self.device, dtype, copy=True))
+            except RuntimeError:
+                if guard.found is None:
+                    raise
+            self._own(guard.found)
+            return run(dtype)
 
         random_state = rng_state(self.device)
         try:

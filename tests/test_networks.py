@@ -3,6 +3,7 @@
 import copy
 import pickle
 import re
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import references as ref
 import torch
+import torch.nn.functional as F
 from networks import (
     MLP,
     Branching,
@@ -316,3 +318,59 @@ def test_tokens_without_a_dict(rng):
         np.testing.assert_array_equal(twin.score_samples(ids), detector.score_samples(ids))
     with pytest.raises(ValueError, match="Tokens fails on two rows of X"):
         GMMDetector(net).fit(ids.astype(float), y)
+
+
+def replaced_weights():
+    """Yield a name and what replaces weights of a `SmallCNN`."""
+    yield (
+        "assign",
+        lambda net: net.load_state_dict(seeded(SmallCNN, seed=1).state_dict(), assign=True),
+    )
+    yield "parameter", lambda net: setattr(net.fc, "weight", nn.Parameter(net.fc.weight * 2))
+    yield "layer", lambda net: setattr(net, "fc", nn.Linear(*reversed(net.fc.weight.shape)))
+    yield "double", lambda net: net.double()
+    yield "data", lambda net: setattr(net.fc.weight, "data", net.fc.weight.detach() + 1)
+    yield "removed", lambda net: setattr(net.fc, "bias", None)
+
+
+@pytest.mark.parametrize("replace", [pytest.param(r, id=name) for name, r in replaced_weights()])
+def test_replaced_weights_are_noticed(replace, images):
+    X, y = images
+    net = copy.deepcopy(seeded(SmallCNN))
+    detector = GMMDetector(net).fit(X, y)
+    expected = detector.score_samples(X)
+    net.load_state_dict(copy.deepcopy(net.state_dict()), assign=True)
+    with warnings.catch_warnings():
+        # Other memory, the same values.
+        warnings.simplefilter("error")
+        detector.score_samples(X)
+    replace(net)
+    with pytest.warns(UserWarning, match="trained further, or its weights were replaced"):
+        np.testing.assert_array_equal(detector.score_samples(X), expected)
+
+
+class Renormalises(nn.Module):
+    """Trap: its forward pass writes to a weight that is no module's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.fc = nn.Parameter(torch.randn(9, 4) * 9), nn.Linear(4, 3)
+
+    def forward(self, ids):
+        return self.fc(F.embedding(ids, self.tokens, max_norm=0.5).mean(1))
+
+
+@pytest.mark.parametrize("detector", [GMMDetector(), GradNormDetector(params="all")], ids=repr)
+def test_a_forward_that_writes_to_weights_leaves_them_alone(detector, rng):
+    X = rng.integers(0, 9, size=(20, 5))
+    net = seeded(Renormalises)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    versions = [parameter._version for parameter in net.parameters()]
+    detector = clone(detector).set_params(model=net)
+    expected = detector.fit(X).score_samples(X)
+    for copied in (pickle.loads(pickle.dumps(detector)), clone(detector).fit(X)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            np.testing.assert_allclose(copied.score_samples(X), expected, rtol=1e-5)
+        assert all(torch.equal(net.state_dict()[name], t) for name, t in before.items())
+        assert [parameter._version for parameter in net.parameters()] == versions
