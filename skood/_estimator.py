@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import threading
 import weakref
 from collections.abc import Callable
@@ -312,7 +313,12 @@ class NetworkEstimator(DeclaresParameters, OneState, ModuleSharing, PrintsNetwor
         return self._fitted_params["model"] is None
 
     def __setstate__(self, state):
-        state = dict(state)
+        # Pickles of earlier versions lack the parameters that have been added since.
+        parameters = inspect.signature(type(self)).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        state = {**defaults, **vars(self), **state}
+        if "_fitted_params" in state:
+            state["_fitted_params"] = {**defaults, **state["_fitted_params"]}
         saved = state.pop("_saved_network", None)
         super().__setstate__(state)
         if saved is not None:

@@ -48,12 +48,12 @@ class ClassMoments(State):
         )
         self.shape = shape
 
-    def update(self, features, codes):
-        """Add rows (n_samples, D) with their class codes (n_samples,)."""
+    def update(self, features, class_indices):
+        """Add rows (n_samples, D) with their class indices (n_samples,)."""
         # Class-sorted segments: one matrix product a class that is present, where padding all
         # classes to one length would cost the largest class's rows for each of them.
-        order = torch.argsort(codes, stable=True)
-        present, sizes = torch.unique_consecutive(codes[order], return_counts=True)
+        order = torch.argsort(class_indices, stable=True)
+        present, sizes = torch.unique_consecutive(class_indices[order], return_counts=True)
         segments = features[order].split(sizes.tolist())
         for k, segment in zip(present.tolist(), segments, strict=True):
             self._add(k, segment.double())
@@ -78,7 +78,7 @@ class ClassMoments(State):
             scatter.addr_(shift, shift, alpha=weight)
 
     def merge(self, other):
-        """Take in the moments of other rows, whose classes have the same codes."""
+        """Take in the moments of other rows, whose classes have the same indices."""
         counts, means, scatters = (
             value.to(self.counts.device) for value in (other.counts, other.means, other.scatters)
         )

@@ -236,7 +236,7 @@ def map_kinds(y):
 
 
 def encode_labels(y, n_samples, least=2):
-    """Split y into in-distribution rows, classes and class codes.
+    """Split y into in-distribution rows, classes and class indices.
 
     Parameters
     ----------
@@ -253,7 +253,7 @@ def encode_labels(y, n_samples, least=2):
         The indices of the in-distribution rows, ascending.
     classes : ndarray of shape (n_classes,) or None
         The sorted in-distribution labels; None without y.
-    codes : ndarray of shape (n_in_distribution,), dtype int64
+    class_indices : ndarray of shape (n_in_distribution,), dtype int64
         The position of each row's label in `classes`; zeros without y.
     """
     if y is None:
@@ -286,8 +286,8 @@ def encode_labels(y, n_samples, least=2):
     check_classification_targets(labels)
     # torch takes no foreign byte order.
     labels = labels.astype(labels.dtype.newbyteorder("="), copy=False)
-    classes, codes = np.unique(labels, return_inverse=True)
+    classes, class_indices = np.unique(labels, return_inverse=True)
     if classes.dtype.kind == "f":
         # -0.0 is 0.0.
         classes = classes + 0.0
-    return rows, classes, codes.astype(np.int64)
+    return rows, classes, class_indices.astype(np.int64)

@@ -41,7 +41,7 @@ class LearningScorer(LearnedModule):
     # whose scores compare each row with all others.
     n_threshold_rows: int | None = None
     # Whether `update` uses keys, and whether what it learns from is drawn by them.
-    uses_keys = draws = False
+    needs_row_keys = samples_by_key = False
     # The buffers that `start` sets: states of scorers that differ in them do not go together.
     settings: tuple[str, ...] = ()
 
@@ -51,26 +51,26 @@ class LearningScorer(LearnedModule):
     def check(self, inputs):
         """Raise if rows are finite but too large to learn from."""
 
-    def empty(self, inputs, n_classes, n_expected):
+    def init_state(self, inputs, n_classes, n_expected):
         """Return the `State` of no rows, of as many as `n_expected` if that is not 0.
 
         The inputs, those of a first batch, tell widths, dtype and device.
         """
         raise NotImplementedError
 
-    def update(self, state, inputs, codes, keys):
-        """Add a batch to the state: its inputs, class codes and keys."""
+    def update(self, state, inputs, class_indices, keys):
+        """Add a batch to the state: its inputs, class indices and keys."""
         raise NotImplementedError
 
-    def finish(self, state, classes):
+    def finalize(self, state, classes):
         """Turn a state into what ``forward`` needs, and leave it as it is."""
         raise NotImplementedError
 
-    def leave_one_out(self, inputs, codes, keys):
+    def leave_one_out(self, inputs, class_indices, keys):
         """Score rows that were learned from, each as if it had not been."""
         raise NotImplementedError
 
-    def forget(self):
+    def clear_cache(self):
         """Drop what only `leave_one_out` needs."""
 
 
@@ -116,7 +116,7 @@ class LabelledRows:
     ----------
     classes : ndarray of shape (n_classes,) or None
         The labels, sorted.
-    codes : ndarray of shape (n_in_distribution,)
+    class_indices : ndarray of shape (n_in_distribution,)
         Each row's position in `classes`.
     maps : array of shape (n_samples, H, W) or None
         The labels of pixels.
@@ -126,7 +126,7 @@ class LabelledRows:
         self._rows = rows
         self.maps = y if is_label_map(y) else None
         y = None if is_label_map(y) else y
-        self._index, self.classes, self.codes = encode_labels(y, len(rows), least)
+        self._index, self.classes, self.class_indices = encode_labels(y, len(rows), least)
         self.dtype, self.device, self.is_named = rows.dtype, rows.device, rows.is_named
         self.row_shape, self.namespace, self.n_samples = rows.row_shape, rows.namespace, len(self)
         self.native_device, self.like = rows.native_device, rows.like
@@ -250,17 +250,17 @@ class Training:
             yield inputs, positions
 
     def batches(self, name, most=None):
-        """Yield ``(inputs, codes, keys)``; keys are None where not needed.
+        """Yield ``(inputs, class_indices, keys)``; keys are None where not needed.
 
         Of more rows than `most`, those of `threshold_rows`.
         """
-        codes = torch.from_numpy(self._source.codes)
+        class_indices = torch.from_numpy(self._source.class_indices)
         if most is None or most >= self.n_samples:
             passes = self.passes(name)
         else:
             passes = self._watch(name, None, self._sampled(most))
         for inputs, positions in passes:
-            yield inputs, codes[positions].to(self.device), self._keys_of(positions)
+            yield inputs, class_indices[positions].to(self.device), self._keys_of(positions)
 
     def _keys_of(self, positions):
         """Return the keys of rows of the present batch."""
@@ -293,7 +293,7 @@ class Training:
 
 def key_seed(scorer, random_state):
     """Return the seed of the rows' keys, of `random_state` if a scorer draws by them."""
-    return random_state.randint(2**31 - 1) if getattr(scorer, "draws", False) else 0
+    return random_state.randint(2**31 - 1) if getattr(scorer, "samples_by_key", False) else 0
 
 
 def learn(scorer, training):
@@ -303,13 +303,13 @@ def learn(scorer, training):
     # Where rows have many copies a sample is drawn in a second pass.
     for n_expected in (training.n_samples, 0):
         state = None
-        for inputs, codes, keys in training.batches("learn"):
+        for inputs, class_indices, keys in training.batches("learn"):
             if state is None:
-                state = scorer.empty(inputs, training.n_classes, n_expected)
-            scorer.update(state, inputs, codes, keys)
+                state = scorer.init_state(inputs, training.n_classes, n_expected)
+            scorer.update(state, inputs, class_indices, keys)
         if state.is_complete:
             break
-    scorer.finish(state, training.classes)
+    scorer.finalize(state, training.classes)
 
 
 def as_inputs(output):

@@ -98,7 +98,7 @@ def fit_model(model, source):
     source : LabelledRows
         The rows.
     """
-    classes, codes = source.classes, source.codes
+    classes, class_indices = source.classes, source.class_indices
     if not (_is_skorch(model) or (hasattr(model, "fit") and is_classifier(model))):
         kind = "a class" if isinstance(model, type) else type(model).__name__
         raise TypeError(
@@ -116,10 +116,10 @@ def fit_model(model, source):
         if _is_skorch(model):
             X = move(X, "cpu", torch.float32)
             X = {n: part.numpy() for n, part in X.items()} if source.is_named else X.numpy()
-            return clone(model).fit(X, codes)
+            return clone(model).fit(X, class_indices)
         require_array(source)
         X = X.to(source.dtype)
-        return clone(model).fit(pool(X).numpy(), classes[codes])
+        return clone(model).fit(pool(X).numpy(), classes[class_indices])
 
 
 def fit_head(source, device, random_state):
@@ -136,7 +136,7 @@ def fit_head(source, device, random_state):
     random_state : int, RandomState or None
         For k-means.
     """
-    classes, codes = source.classes, source.codes
+    classes, class_indices = source.classes, source.class_indices
     H = pool(source.take().to(source.dtype)).numpy()
     with config_context(array_api_dispatch=False):
         if classes is None or len(classes) < 2:
@@ -144,15 +144,15 @@ def fit_head(source, device, random_state):
             # k-means does not depend on the scale, but squares of 1e30 overflow: scale by a power
             # of two, which rounds nothing.
             _, exponent = np.frexp(np.abs(H).max())
-            codes = KMeans(n_clusters, random_state=random_state).fit_predict(
+            class_indices = KMeans(n_clusters, random_state=random_state).fit_predict(
                 np.ldexp(H, -exponent)
             )
-        if codes.max() == 0:
+        if class_indices.max() == 0:
             return linear_head(np.zeros((1, H.shape[1])), np.zeros(1), device, source.dtype)
         if np.abs(H).max() > 1e12:
             # In float32 the steps of its search overflow.
             H = H.astype(np.float64)
-        classifier = LogisticRegression(max_iter=1000).fit(H, codes)
+        classifier = LogisticRegression(max_iter=1000).fit(H, class_indices)
     return linear_head(*_two_sided(classifier.coef_, classifier.intercept_), device, source.dtype)
 
 

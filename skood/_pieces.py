@@ -17,7 +17,7 @@ from skood._keys import entry_keys
 from skood._labels import check_classes
 from skood._lazy import is_dask
 from skood._learning import LearnedModule, LearningScorer, Training, key_seed
-from skood._states import Learned
+from skood._states import AccumulatedState
 from skood._streams import is_stream
 from skood._typing import Inputs, Labels
 from skood._warnings import warn
@@ -41,7 +41,7 @@ def unlearned(scorer):
 class PiecesAttributes:
     """The types of what a detector keeps: apart from the parameters, which are annotated too."""
 
-    _learned: Learned
+    _learned: AccumulatedState
     _scorer: nn.Module
     _fitted_params: dict[str, Any]
 
@@ -50,7 +50,7 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
     """The part of a detector that learns in pieces; what follows from them waits until asked for.
 
     Between pieces a detector keeps `_scorer`, its scorer before it has learned, and `_learned`;
-    `_concluded` names the attributes that were made of these.
+    `_finalized` names the attributes that were made of these.
     """
 
     def partial_fit(
@@ -164,14 +164,14 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
             training.run()
             if training.n_samples:
                 scorer.start(training)
-        learned = Learned(seed, learns)
+        learned = AccumulatedState(seed, learns)
         self._keep(source, network, body, model_, _scorer=scorer, _learned=learned)
         return training
 
     def _go_on(self, source):
         """Make ready to learn from more rows."""
         self._check_fits(source)
-        self._reopen()
+        self._invalidate()
         self._learned.to(self._network.device)
         return self._training(source)
 
@@ -204,7 +204,7 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
             learned.add_scores(scores, keys, training)
         return learned.n_rows
 
-    def _conclude(self):
+    def _finalize(self):
         """Set the fitted attributes, from what was learned by now."""
         # With the parameters of the last piece, whatever was set since.
         learned, scorer, fitted = self._learned, unlearned(self._scorer), self._as_fitted()
@@ -217,26 +217,28 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
             learned.to(self._network.device)
             keys, rows = learned.sample.sample()
             if isinstance(scorer, LearningScorer):
-                scorer.finish(learned.state, learned.classes)
+                scorer.finalize(learned.state, learned.classes)
                 size = self.batch_size or feature_batch_rows(sum(t[:1].nbytes for t in rows))
                 pieces = zip(*(t.split(size) for t in (*rows, keys)), strict=True)
-                batches = ((tuple(inputs), codes, some) for *inputs, codes, some in pieces)
+                batches = (
+                    (tuple(inputs), class_indices, some) for *inputs, class_indices, some in pieces
+                )
                 dtype = torch.promote_types(self._network.dtype, torch.float32)
                 scores = self._training_scores(scorer, scorer.leave_one_out, batches, dtype)
                 scores = join(scores, len(keys))
-                scorer.forget()
+                scorer.clear_cache()
             else:
                 scores = rows[0]
             if not len(scores):
                 raise NotFittedError("y held no in-distribution pixel: all are negative or 255.")
-            concluded = {
+            attributes = {
                 **fitted._fitted_attributes(scorer),
                 "scorer_": scorer,
                 "offset_": fitted._threshold(scores, self._network.dtype),
             }
             if learned.classes is not None:
-                concluded["known_classes_"] = learned.classes
-        vars(self).update(concluded, _concluded=tuple(concluded))
+                attributes["known_classes_"] = learned.classes
+        vars(self).update(attributes, _finalized=tuple(attributes))
 
     def __getattr__(self, name):
         # After partial_fit, what follows from what was learned waits until it is asked for.
@@ -250,21 +252,21 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
 
     def _snapshot(self):
         now = super()._snapshot()
-        if "_learned" in vars(now) and "_concluded" not in vars(now):
+        if "_learned" in vars(now) and "_finalized" not in vars(now):
             with self._lock:
-                if "_learned" in vars(self) and "_concluded" not in vars(self):
-                    self._conclude()
+                if "_learned" in vars(self) and "_finalized" not in vars(self):
+                    self._finalize()
                 now = super()._snapshot()
         return now
 
-    def _reopen(self):
+    def _invalidate(self):
         """Drop what follows from what was learned."""
-        for name in vars(self).pop("_concluded", ()):
+        for name in vars(self).pop("_finalized", ()):
             delattr(self, name)
 
-    def _close(self):
+    def _drop_accumulated(self):
         """Drop what learning could go on from."""
-        for name in ("_learned", "_scorer", "_concluded"):
+        for name in ("_learned", "_scorer", "_finalized"):
             vars(self).pop(name, None)
 
     def merge(self, other: Self) -> Self:
@@ -306,7 +308,7 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
                 stack.enter_context(detector._lock)
             self._check_mergeable(other)
             draft = stack.enter_context(self._drafting())
-            draft._reopen()
+            draft._invalidate()
             with computing():
                 draft._learned.to(draft._network.device)
                 draft._learned.merge(other._learned)
@@ -368,5 +370,5 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
                 )
 
     def _keep(self, *args, **fitted):
-        self._close()
+        self._drop_accumulated()
         super()._keep(*args, **fitted)

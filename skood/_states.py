@@ -48,23 +48,23 @@ class State:
         return all(part.is_complete for _, part in self._parts(State))
 
     def merge(self, other):
-        """Take in what was accumulated over other rows, whose classes have the same codes."""
+        """Take in what was accumulated over other rows, whose classes have the same indices."""
         for name, value in self._parts(torch.Tensor):
             value.copy_(self.combine(value, getattr(other, name).to(value.device)))
         for name, part in self._parts(State):
             part.merge(getattr(other, name))
 
-    def recoded(self, codes, n_classes):
-        """Return a state in which class k has become `codes[k]` of `n_classes`."""
+    def recoded(self, class_indices, n_classes):
+        """Return a state in which class k has become `class_indices[k]` of `n_classes`."""
         recoded = object.__new__(type(self))
         vars(recoded).update(vars(self))
         for name in self.per_class:
             value = getattr(self, name)
             grown = value.new_full((n_classes, *value.shape[1:]), self.neutral)
-            grown[codes.to(value.device)] = value
+            grown[class_indices.to(value.device)] = value
             setattr(recoded, name, grown)
         for name, part in self._parts(State):
-            setattr(recoded, name, part.recoded(codes, n_classes))
+            setattr(recoded, name, part.recoded(class_indices, n_classes))
         return recoded
 
     def to(self, device):
@@ -182,7 +182,7 @@ class Reservoir(State):
         How many rows there will be in all, where that is known: of a part of them no more is kept
         than may be needed in the end.
     with_codes : bool, default=False
-        Whether the last that is kept of a row is its class code, which tells equal rows apart.
+        Whether the last that is kept of a row is its class index, which tells equal rows apart.
 
     Attributes
     ----------
@@ -344,13 +344,13 @@ class Reservoir(State):
         device = self._buffers[0].device if self._buffers else chosen.device
         self._append([t[chosen].to(device) for t in (other.keys, other.counts, *other.rows)])
 
-    def recoded(self, codes, n_classes):
-        """Return a sample in which class k has become `codes[k]`."""
-        recoded = super().recoded(codes, n_classes)
+    def recoded(self, class_indices, n_classes):
+        """Return a sample in which class k has become `class_indices[k]`."""
+        recoded = super().recoded(class_indices, n_classes)
         recoded._buffers = [*self._buffers]
         if self.with_codes and self.n_kept:
             own = self.rows[-1]
-            recoded._buffers = [*self._buffers[:-1], codes.to(own.device)[own]]
+            recoded._buffers = [*self._buffers[:-1], class_indices.to(own.device)[own]]
             # A shorter last one would be taken for all of the room.
             recoded._buffers = [buffer[: self.n_kept] for buffer in recoded._buffers]
         return recoded
@@ -401,7 +401,7 @@ class Reservoir(State):
         vars(self).update(state)
 
 
-class Learned:
+class AccumulatedState:
     """What was learned from some rows; that from disjoint rows merges.
 
     Parameters
@@ -422,7 +422,7 @@ class Learned:
     state : State or None
         The scorer's, where it learns.
     sample : Reservoir
-        Of the rows that set the threshold: inputs and class codes, or else scores.
+        Of the rows that set the threshold: inputs and class indices, or else scores.
     """
 
     def __init__(self, seed, learns, n_expected=0):
@@ -437,7 +437,7 @@ class Learned:
 
     def new(self, n_expected=0):
         """Return what no rows have taught, for others of those that there will be in all."""
-        return Learned(self._seed, self._learns, n_expected)
+        return AccumulatedState(self._seed, self._learns, n_expected)
 
     @property
     def is_complete(self):
@@ -458,9 +458,9 @@ class Learned:
             return torch.zeros(1, dtype=torch.int64)
         known = np.union1d(self.classes, classes)
         if self.state is not None and len(known) > len(self.classes):
-            codes = torch.from_numpy(np.searchsorted(known, self.classes))
-            self.state = self.state.recoded(codes, len(known))
-            self.sample = self.sample.recoded(codes, len(known))
+            class_indices = torch.from_numpy(np.searchsorted(known, self.classes))
+            self.state = self.state.recoded(class_indices, len(known))
+            self.sample = self.sample.recoded(class_indices, len(known))
         self.classes = known
         return torch.from_numpy(np.searchsorted(known, classes))
 
@@ -475,15 +475,15 @@ class Learned:
         if not training.n_samples:
             return
         training.check(scorer)
-        codes_of = self.admit(training.classes)
-        for inputs, codes, keys in training.batches("learn"):
-            codes = codes_of.to(codes.device)[codes]
+        index_of = self.admit(training.classes)
+        for inputs, class_indices, keys in training.batches("learn"):
+            class_indices = index_of.to(class_indices.device)[class_indices]
             if self.state is None:
-                self.state = scorer.empty(inputs, self.n_classes, self.n_expected)
-            scorer.update(self.state, inputs, codes, keys)
+                self.state = scorer.init_state(inputs, self.n_classes, self.n_expected)
+            scorer.update(self.state, inputs, class_indices, keys)
             chosen = self.sample.choose(keys)
-            self.sample.add([t[chosen] for t in (*inputs, codes)], keys[chosen])
-            self.n_rows += len(codes)
+            self.sample.add([t[chosen] for t in (*inputs, class_indices)], keys[chosen])
+            self.n_rows += len(class_indices)
 
     def add_scores(self, scores, keys, training):
         """Note the scores of rows, where scorers learn nothing; more than one for maps."""
@@ -501,10 +501,10 @@ class Learned:
         if self.n_rows == 0:
             vars(self).update(vars(copy.deepcopy(other)), n_expected=self.n_expected)
             return
-        codes = self.admit(other.classes)
+        class_indices = self.admit(other.classes)
         if other.state is not None:
-            self.state.merge(other.state.recoded(codes, self.n_classes))
-        self.sample.merge(other.sample.recoded(codes, self.n_classes))
+            self.state.merge(other.state.recoded(class_indices, self.n_classes))
+        self.sample.merge(other.sample.recoded(class_indices, self.n_classes))
         self.n_rows += other.n_rows
 
     def to(self, device):
@@ -512,6 +512,10 @@ class Learned:
         self.sample.to(device)
         if self.state is not None:
             self.state.to(device)
+
+
+# What pickles of before refer to.
+Learned = AccumulatedState
 
 
 def _pack(value):

@@ -279,7 +279,7 @@ class Stream:
         return self._encoded[1]
 
     @property
-    def codes(self):
+    def class_indices(self):
         """The class of each in-distribution row, as in `LabelledRows`."""
         return self._encoded[2]
 

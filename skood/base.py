@@ -162,7 +162,7 @@ class BaseDetector(
         network, model_ = self._take_network(source, random_state)
         body, scorer = self._build(network)
         scorer = scorer.eval().to(network.device)
-        needs_keys = getattr(scorer, "uses_keys", False)
+        needs_keys = getattr(scorer, "needs_row_keys", False)
         seed = key_seed(scorer, random_state) if needs_keys else None
         training = Training(source, body, network, self.batch_size, random_state, seed, watch)
         scores = self._fit_scorer(scorer, training, network, source.dtype)
@@ -202,7 +202,7 @@ class BaseDetector(
             score, batches = self._plain_score(scorer, network), training.passes("score")
         joined = join(self._training_scores(scorer, score, batches, dtype), training.n_rows)
         if isinstance(scorer, LearningScorer):
-            scorer.forget()
+            scorer.clear_cache()
         return joined
 
     @staticmethod
@@ -413,7 +413,11 @@ class BaseDetector(
 
     def __setstate__(self, state):
         buffers = state.get("_saved_scorer")
-        super().__setstate__({k: v for k, v in state.items() if k != "_saved_scorer"})
+        state = {k: v for k, v in state.items() if k != "_saved_scorer"}
+        if "_concluded" in state:
+            # So it was called in version 0.1.0.
+            state["_finalized"] = state.pop("_concluded")
+        super().__setstate__(state)
         if buffers is not None:
             with computing():
                 self._load(buffers)

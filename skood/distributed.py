@@ -16,7 +16,7 @@ from skood._estimator import computing
 from skood._labels import as_labels, encode_labels, is_label_map
 from skood._modules import private_copy, unwrap
 from skood._pieces import LearnsInPieces
-from skood._states import Learned, State
+from skood._states import AccumulatedState, State
 
 # States that one task brings together: a tree over 20 000 blocks is 5 high.
 FAN_IN = 8
@@ -197,7 +197,7 @@ def share(estimator, learns=False):
     vars(twin).update(vars(estimator), verbose=False)
     if isinstance(twin, LearnsInPieces) and not learns:
         # What `partial_fit` goes on from may be as large as a bank.
-        twin._close()
+        twin._drop_accumulated()
     if estimator.device == "auto":
         twin.device_ = "cuda"
     model = estimator._fitted_params["model"]
@@ -222,11 +222,11 @@ def learn_block(X, y, estimator, n_expected):
     return learned
 
 
-@sizeof.register(Learned)
+@sizeof.register(AccumulatedState)
 @sizeof.register(State)
 def sizeof_state(state):
     """Tell dask how much it moves, or writes to disk where memory is short."""
-    values = vars(state) if isinstance(state, Learned) else state.__getstate__()
+    values = vars(state) if isinstance(state, AccumulatedState) else state.__getstate__()
     return sum(map(sizeof, values.values()))
 
 
@@ -282,8 +282,8 @@ def fit(detector, X, y):
             if learned.is_complete:
                 break
         draft._learned = learned
-        draft._conclude()
-        draft._close()
+        draft._finalize()
+        draft._drop_accumulated()
 
 
 def compute(scores, y):

@@ -325,7 +325,7 @@ class EnsembleDetector(
         source, features, labels = extractor._source(X, y), None, None
         if any(on_features):
             features = self._keep_features(extractor, source)
-            labels = None if source.classes is None else source.classes[source.codes]
+            labels = None if source.classes is None else source.classes[source.class_indices]
         fitted = Parallel(n_jobs=self.n_jobs, prefer="threads")(
             delayed(fit_detector)(
                 detector, *((features, labels) if on else (X, y)), self.random_state

@@ -615,9 +615,9 @@ def test_what_follows_waits(monkeypatch):
     """It is computed once, when it is asked for, and by one thread."""
     X, y = data()
     found, count = NNGuideDetector(head(), k=3), []
-    conclude = NNGuideDetector._conclude
+    conclude = NNGuideDetector._finalize
     monkeypatch.setattr(
-        NNGuideDetector, "_conclude", lambda self: (count.append(1), conclude(self))[1]
+        NNGuideDetector, "_finalize", lambda self: (count.append(1), conclude(self))[1]
     )
     for part in np.array_split(np.arange(N_ROWS), 6):
         found.partial_fit(X[part], y[part])

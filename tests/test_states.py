@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from networks import seeded
 from scipy.special import logsumexp
 from scipy.stats import kstest
 from sklearn.base import clone
+from sklearn.datasets import load_iris
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -220,10 +222,10 @@ class TestKeys:
 # -- samples of rows with copies
 
 
-def fill(reservoir, rows, codes=None):
+def fill(reservoir, rows, class_indices=None):
     keys = row_keys(rows)
     chosen = reservoir.choose(keys)
-    kept = [rows] if codes is None else [rows, codes]
+    kept = [rows] if class_indices is None else [rows, class_indices]
     reservoir.add([tensor[chosen] for tensor in kept], keys[chosen])
     return reservoir
 
@@ -271,9 +273,11 @@ class TestSamples:
 
     def test_equal_rows_of_two_classes(self):
         """Wrong labels make no difference to the order either."""
-        rows, codes = torch.zeros(100), torch.arange(100) % 3
+        rows, class_indices = torch.zeros(100), torch.arange(100) % 3
         for order in (torch.arange(100), torch.arange(100).flip(0)):
-            _, (_, found) = fill(Reservoir(50, with_codes=True), rows[order], codes[order]).sample()
+            _, (_, found) = fill(
+                Reservoir(50, with_codes=True), rows[order], class_indices[order]
+            ).sample()
             assert torch.bincount(found).tolist() == [17, 17, 16]
 
 
@@ -285,10 +289,10 @@ class Residual(LearningScorer):
 
     learned = ("center", "basis")
 
-    def empty(self, inputs, n_classes, n_expected):
+    def init_state(self, inputs, n_classes, n_expected):
         return FoldMoments(inputs[0].shape[1], "full", inputs[0].device)
 
-    def update(self, state, inputs, codes, keys):
+    def update(self, state, inputs, class_indices, keys):
         state.update(inputs[0], keys)
 
     @staticmethod
@@ -296,7 +300,7 @@ class Residual(LearningScorer):
         _, mean, scatter = moments
         return mean[0], torch.linalg.eigh(scatter[0])[1][:, :-1]
 
-    def finish(self, state, classes):
+    def finalize(self, state, classes):
         self.moments = state
         self.center, self.basis = self.solve(state.without())
 
@@ -306,7 +310,7 @@ class Residual(LearningScorer):
     def forward(self, features):
         return -self.distances(features, self.center, self.basis)
 
-    def leave_one_out(self, inputs, codes, keys):
+    def leave_one_out(self, inputs, class_indices, keys):
         scores, folds = torch.empty_like(keys), self.moments.folds(keys)
         for fold in range(self.moments.n_folds):
             own = folds == fold
@@ -326,7 +330,7 @@ class Scale(LearnedModule):
 class FoldScorer(LearningScorer):
     """Two residuals, of the features and of their squares, scaled by what a sample tells."""
 
-    uses_keys = draws = True
+    needs_row_keys = samples_by_key = True
     learned = ("least",)
 
     def __init__(self, head, size):
@@ -335,13 +339,13 @@ class FoldScorer(LearningScorer):
         self.parts = nn.ModuleList([Residual(), Residual()])
         self.scale = Scale()
 
-    def empty(self, inputs, n_classes, n_expected):
-        parts = StateList(part.empty(inputs, n_classes, n_expected) for part in self.parts)
+    def init_state(self, inputs, n_classes, n_expected):
+        parts = StateList(part.init_state(inputs, n_classes, n_expected) for part in self.parts)
         return State(parts=parts, sample=Reservoir(self.size, n_expected))
 
-    def update(self, state, inputs, codes, keys):
+    def update(self, state, inputs, class_indices, keys):
         for part, own, features in zip(self.parts, state.parts, self.split(*inputs), strict=True):
-            part.update(own, (features,), codes, keys)
+            part.update(own, (features,), class_indices, keys)
         chosen = state.sample.choose(keys)
         state.sample.add([inputs[0][chosen]], keys[chosen])
 
@@ -349,9 +353,9 @@ class FoldScorer(LearningScorer):
     def split(features):
         return features, features.square()
 
-    def finish(self, state, classes):
+    def finalize(self, state, classes):
         for part, own in zip(self.parts, state.parts, strict=True):
-            part.finish(own, classes)
+            part.finalize(own, classes)
         _, (rows,) = state.sample.sample()
         self.least, self.scale.scale = rows.double().amin(), 1 + rows.double().std()
 
@@ -359,9 +363,9 @@ class FoldScorer(LearningScorer):
         pairs = zip(self.parts, self.split(features), strict=True)
         return self.scale(sum(part(own) for part, own in pairs)) + self.least
 
-    def leave_one_out(self, inputs, codes, keys):
+    def leave_one_out(self, inputs, class_indices, keys):
         pairs = zip(self.parts, self.split(*inputs), strict=True)
-        scores = sum(part.leave_one_out((own,), codes, keys) for part, own in pairs)
+        scores = sum(part.leave_one_out((own,), class_indices, keys) for part, own in pairs)
         return self.scale(scores) + self.least
 
 
@@ -531,3 +535,16 @@ def test_samples_of_earlier_versions_go_on():
     found = fill(loaded, rows + 1).sample()
     expected = fill(old, rows + 1).sample()
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1][0], expected[1][0])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pickles_of_version_0_1_0_go_on():
+    """Written in the middle of `partial_fit`, before and after the threshold was asked for."""
+    X, y = (values[::3] for values in load_iris(return_X_y=True))
+    written = pickle.loads((Path(__file__).parent / "files/0.1.0/pieces.pkl").read_bytes())
+    for pickled in written:
+        for one in map(pickle.loads, pickled[:2]):
+            np.testing.assert_allclose(one.score_samples(X), pickled[2], rtol=1e-9)
+            assert np.isfinite(one.partial_fit(X[:30], y[:30]).offset_)
+            assert one.n_samples_seen_ == 80
+            assert np.isfinite(one.merge(pickle.loads(pickled[1])).score_samples(X)).all()

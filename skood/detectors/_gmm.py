@@ -50,14 +50,14 @@ class GMMScorer(LearningScorer):
     def __init__(self, covariance_type, reg_covar, criterion):
         super().__init__()
         self.covariance_type, self.reg_covar, self.criterion = covariance_type, reg_covar, criterion
-        self.forget()
+        self.clear_cache()
 
     def check(self, inputs):
         """Raise if squares would overflow."""
         if bool((inputs[0].abs() > LARGEST_FEATURE).any()):
             raise ValueError(OVERFLOW)
 
-    def empty(self, inputs, n_classes, n_expected):
+    def init_state(self, inputs, n_classes, n_expected):
         """Return the moments of no rows."""
         features = inputs[0]
         shape = "diag" if self.covariance_type == "spherical" else self.covariance_type
@@ -67,11 +67,11 @@ class GMMScorer(LearningScorer):
         moments.dtype = torch.promote_types(features.dtype, torch.float32)
         return moments
 
-    def update(self, state, inputs, codes, keys):
+    def update(self, state, inputs, class_indices, keys):
         """Add a batch to the moments."""
-        state.update(inputs[0], codes)
+        state.update(inputs[0], class_indices)
 
-    def finish(self, state, classes):
+    def finalize(self, state, classes):
         """Factor the covariances, with a larger ridge where they are singular."""
         self.moments, self.means = state, state.means.clone()
         counts, scatters = state.counts, state.scatters
@@ -112,7 +112,7 @@ class GMMScorer(LearningScorer):
         factors, half_log_dets, _ = zip(*solved, strict=True)
         self.left_out = factors, torch.stack(half_log_dets)
 
-    def forget(self):
+    def clear_cache(self):
         """Drop what only learning needs."""
         self.moments = self.left_out = None
 
@@ -219,68 +219,70 @@ class GMMScorer(LearningScorer):
         # Minus infinity where a squared distance overflows, or where no class is left.
         return clip_to(scores, torch.float64)
 
-    def leave_one_out(self, inputs, codes, keys):
+    def leave_one_out(self, inputs, class_indices, keys):
         """Score training rows under the Gaussians refitted without each; the ridge is kept.
 
         Without row x a class of n rows has the mean μ - δ/(n-1), δ = x - μ, and the scatter
         M - n/(n-1) δδᵀ: a rank-1 change of A = M/(m-1) + ridge, m the rows of the covariance, so
         the matrix determinant lemma and the Sherman-Morrison formula give the rest.
         """
-        scores = self.means.new_empty(len(codes))
+        scores = self.means.new_empty(len(class_indices))
         leave_out = self._leave_out_tied if self.covariance_type == "tied" else self._leave_out
         # Rows of one class next to each other, so that a block holds few classes.
-        for block in torch.argsort(codes, stable=True).split(self._block_rows()):
-            scores[block] = leave_out(inputs[0][block], codes[block])
+        for block in torch.argsort(class_indices, stable=True).split(self._block_rows()):
+            scores[block] = leave_out(inputs[0][block], class_indices[block])
         return scores
 
-    def _leave_out(self, features, codes):
+    def _leave_out(self, features, class_indices):
         """Score rows where only their own class changes with them."""
-        counts, n_rows = self.moments.counts[codes], self.moments.counts.sum()
+        counts, n_rows = self.moments.counts[class_indices], self.moments.counts.sum()
         grow = torch.where(counts == 1, 1.0, counts / (counts - 1))
         change = grow / (counts - 1).clamp(min=1)
-        delta = features.double() - self.means[codes]
+        delta = features.double() - self.means[class_indices]
         factors, half_log_dets = self.left_out
         if self.covariance_type == "full":
             distances = torch.empty_like(counts)
-            for k in torch.unique(codes).tolist():
-                own = codes == k
+            for k in torch.unique(class_indices).tolist():
+                own = class_indices == k
                 distances[own] = squared_norms(delta[own] @ factors[k])
             room = self._room(1 - change * distances)
             distances = distances / room
-            half_log_dets = half_log_dets[codes] + room.log() / 2
+            half_log_dets = half_log_dets[class_indices] + room.log() / 2
         else:
             losses = change[:, None] * delta.square()
             if self.covariance_type == "spherical":
                 losses = losses.mean(1, keepdim=True)
-            variances = torch.stack(factors)[codes].square().reciprocal()
+            variances = torch.stack(factors)[class_indices].square().reciprocal()
             variances = variances * self._room(1 - losses / variances)
             distances = (delta.square() / variances).sum(1)
             half_log_dets = variances.log().sum(1) / 2
         scales = self._scales(((counts - 1) / (n_rows - 1)).log(), half_log_dets)
         own = scales - grow.square() * distances / 2
-        others = self._joint(features, codes) + self._scales((n_rows / (n_rows - 1)).log(), 0.0)
-        return self._combine(others.scatter(1, codes[:, None], own[:, None]))
+        others = self._joint(features, class_indices) + self._scales(
+            (n_rows / (n_rows - 1)).log(), 0.0
+        )
+        return self._combine(others.scatter(1, class_indices[:, None], own[:, None]))
 
-    def _leave_out_tied(self, features, codes):
+    def _leave_out_tied(self, features, class_indices):
         """Score rows where all classes share what changes."""
         counts, n_rows = self.moments.counts, self.moments.counts.sum()
-        at = torch.arange(len(codes), device=codes.device)
-        alone = counts[codes] == 1
-        grow = torch.where(alone, 1.0, counts[codes] / (counts[codes] - 1))
+        at = torch.arange(len(class_indices), device=class_indices.device)
+        alone = counts[class_indices] == 1
+        grow = torch.where(alone, 1.0, counts[class_indices] / (counts[class_indices] - 1))
         change = torch.where(alone, 0.0, grow / (n_rows - 1))
         (factor,), half_log_det = self.left_out
         white = (features.double() - self.center) @ factor
         means = (self.means - self.center) @ factor
-        delta = white - means[codes]
+        delta = white - means[class_indices]
         room = self._room(1 - change * squared_norms(delta))
         # delta @ (white - mean) for all means, without their differences.
         cross = delta @ means.T
-        cross = squared_norms(delta)[:, None] + cross[at, codes][:, None] - cross
+        cross = squared_norms(delta)[:, None] + cross[at, class_indices][:, None] - cross
         distances = squared_distances(white, means) + (change / room)[:, None] * cross.square()
         # The own mean moves too, by the same factor in both places of the product.
-        distances[at, codes] *= grow.square()
-        n_left = counts.repeat(len(codes), 1)
-        n_left[at, codes] -= 1
+        distances[at, class_indices] *= grow.square()
+        n_left = counts.repeat(len(class_indices), 1)
+        n_left[at, class_indices] -= 1
         half_log_dets = half_log_det + room.log()[:, None] / 2
         scales = self._scales((n_left / (n_rows - 1)).log(), half_log_dets)
         return self._combine(scales - distances / 2)

@@ -153,17 +153,17 @@ class NACScorer(LearningScorer):
         """The number of bins of the layer that has most."""
         return self.edges.shape[-1] - 1
 
-    def empty(self, inputs, n_classes, n_expected):
+    def init_state(self, inputs, n_classes, n_expected):
         """Return counts of no rows."""
         counts = self.edges.new_zeros(len(self.alphas), self._n_columns, dtype=torch.int64)
         return State(counts=counts)
 
-    def update(self, state, inputs, codes, keys):
+    def update(self, state, inputs, class_indices, keys):
         """Count the states of a batch."""
         cells = self._cells(inputs).flatten()
         state.counts += torch.bincount(cells, minlength=state.counts.numel()).view_as(state.counts)
 
-    def finish(self, state, classes):
+    def finalize(self, state, classes):
         """Set each neuron's o_star, from the number of rows where it is "auto"."""
         self.counts = state.counts.clone()
         # A row counts once for each neuron.
@@ -185,7 +185,7 @@ class NACScorer(LearningScorer):
         """Score rows."""
         return self._coverage(self.counts, self._cells(inputs))
 
-    def leave_one_out(self, inputs, codes, keys):
+    def leave_one_out(self, inputs, class_indices, keys):
         """Score training rows, each one's own count taken out of its bins."""
         return self._coverage(self.counts - 1, self._cells(inputs))
 

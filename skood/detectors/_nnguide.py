@@ -143,13 +143,13 @@ class NNGuideScorer(LearningScorer):
     # Instead of a bank there may be a faiss index, written out.
     learned = ("bank", "index_bytes")
     n_threshold_rows = 20_000
-    uses_keys = True
+    needs_row_keys = True
 
     def __init__(self, head, k, energy_weighted, bank_size, index):
         super().__init__()
         self.head, self.k, self.energy_weighted = head, k, energy_weighted
         self.bank_size, self.index = bank_size, index
-        self.draws = bank_size is not None
+        self.samples_by_key = bank_size is not None
         if index != "exact":
             self.not_exportable = f"index={index!r} is searched by faiss. Use index='exact'."
         # Of the rows of the bank, ascending.
@@ -160,18 +160,18 @@ class NNGuideScorer(LearningScorer):
         if bool((self._guide(*inputs)[1].abs() > LARGEST_ENERGY).any()):
             raise ValueError("The products of energies overflow: scale the features, to about 1.")
 
-    def empty(self, inputs, n_classes, n_expected):
+    def init_state(self, inputs, n_classes, n_expected):
         """Return a bank without rows."""
         return Reservoir(self.bank_size, n_expected)
 
-    def update(self, state, inputs, codes, keys):
+    def update(self, state, inputs, class_indices, keys):
         """Put the rows of a batch that are drawn into the bank."""
         chosen = state.choose(keys)
         directions, energies = self._guide(*(tensor[chosen] for tensor in inputs))
         weighted = directions * energies.unsqueeze(1) if self.energy_weighted else directions
         state.add([weighted], keys[chosen])
 
-    def finish(self, state, classes):
+    def finalize(self, state, classes):
         """Take the bank; let faiss have it, where it shall."""
         # The search is faster on a bank in random order, as that of keys is.
         self.keys, (self.bank,) = state.sample()
@@ -204,11 +204,11 @@ class NNGuideScorer(LearningScorer):
         directions, energies = self._guide(features, logits)
         return self._guidance(directions, self.k) * energies.double()
 
-    def forget(self):
+    def clear_cache(self):
         """Drop what only learning needs."""
         self.keys = None
 
-    def leave_one_out(self, inputs, codes, keys):
+    def leave_one_out(self, inputs, class_indices, keys):
         """Score training rows against the bank less themselves."""
         directions, energies = self._guide(*inputs)
         own = torch.searchsorted(self.keys, keys).clamp(max=self.n_bank - 1)

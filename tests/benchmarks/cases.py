@@ -38,7 +38,7 @@ class BankOnly(NNGuideDetector):
 
     def _fit_scorer(self, scorer, training, network, dtype):
         learn(scorer, training)
-        scorer.forget()
+        scorer.clear_cache()
         return torch.zeros(1)
 
 
