@@ -1,13 +1,12 @@
 """Modules made from the user's: private copies, linear heads, small steps around a network."""
 
-import copy
-
 import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from skood._copies import check_nothing_shared, copy_all
 from skood.functional import pool
 
 
@@ -65,12 +64,13 @@ def private_copy(module, device=None):
         tensor = parameter.detach().clone() if own else parameter.detach()
         memo[id(parameter)] = nn.Parameter(tensor, requires_grad=False)
     try:
-        twin = copy.deepcopy(module, memo).eval()
+        twin = copy_all(module, memo).eval()
     except (TypeError, RuntimeError) as error:
         raise TypeError(
             f"{type(module).__name__} cannot be copied, and skood works on a copy to leave yours "
             f"alone. One of its attributes is at fault: {error}"
         ) from error
+    check_nothing_shared(module, twin)
     return twin if device is None else twin.to(device)
 
 

@@ -4,6 +4,7 @@ import copy
 import pickle
 import re
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -374,3 +375,60 @@ def test_a_forward_that_writes_to_weights_leaves_them_alone(detector, rng):
             np.testing.assert_allclose(copied.score_samples(X), expected, rtol=1e-5)
         assert all(torch.equal(net.state_dict()[name], t) for name, t in before.items())
         assert [parameter._version for parameter in net.parameters()] == versions
+
+
+class Stubborn(nn.Linear):
+    """Trap: a copy of it is itself."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+def weakly(forward, reference, x):
+    """Run the forward of a module that is held weakly, as wrappers of checkpoints do."""
+    return forward(reference(), x)
+
+
+def lead_back():
+    """Yield a name and what makes a deep copy of an `MLP` run its own modules."""
+
+    def closure(net):
+        hidden = net.hidden
+        net.relu.forward = lambda x: torch.relu(x + 0 * hidden(x[:, :8]))
+
+    def bound(net):
+        forward = net.hidden.forward
+        net.hidden.forward = lambda x: forward(x)
+
+    def compiled(net):
+        net.hidden.forward = torch.compile(net.hidden.forward, backend="eager")
+
+    def weak(net):
+        part = net.hidden
+        part.forward = partial(weakly, nn.Linear.forward, weakref.ref(part))
+
+    def hook(net):
+        norm = net.hidden
+        net.relu.register_forward_hook(lambda part, args, out: out + 0 * norm(out[:, :8]))
+
+    yield "deepcopy", lambda net: setattr(net, "hidden", Stubborn(8, 16))
+    for change in (closure, bound, compiled, weak, hook):
+        yield change.__name__, change
+
+
+@pytest.mark.parametrize("change", [pytest.param(c, id=name) for name, c in lead_back()])
+def test_copies_run_no_module_of_the_users(change, rng):
+    net, X = seeded(MLP), rng.normal(size=(20, 8)).astype(np.float32)
+    change(net)
+    net.train()
+    expected = net(torch.as_tensor(X)).detach()
+    calls = []
+    for part in net.modules():
+        part.register_forward_pre_hook(lambda part, args: calls.append(part))
+    before = [(part.training, len(part._forward_hooks)) for part in net.modules()]
+    detector = ASHDetector(net, variant="p", percentile=0.0).fit(X)
+    scores = detector.score_samples(X)
+    assert not [part for part in calls if any(part is own for own in net.modules())]
+    assert [(part.training, len(part._forward_hooks)) for part in net.modules()] == before
+    assert all(parameter.grad is None for parameter in net.parameters())
+    np.testing.assert_allclose(scores, expected.logsumexp(1), rtol=1e-4)
