@@ -24,7 +24,7 @@ def detectors():
         ASHDetector(net),
         GMMDetector(net),
         GradNormDetector(net, params="all"),
-        NACDetector(net, alpha=10.0),
+        NACDetector(net, alpha=1.0, o_star=20),
         NNGuideDetector(net, k=3),
     ]
 
