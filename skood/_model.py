@@ -19,6 +19,9 @@ from skood._modules import linear_head
 from skood._warnings import warn
 from skood.functional import pool
 
+# Folds of training rows, each scored by a head that has not seen it.
+N_FOLDS = 5
+
 
 def _is_skorch(model):
     """Tell a skorch net without importing skorch: who has one has imported it."""
@@ -138,22 +141,57 @@ def fit_head(source, device, random_state):
     """
     classes, class_indices = source.classes, source.class_indices
     H = pool(source.take().to(source.dtype)).numpy()
-    with config_context(array_api_dispatch=False):
-        if classes is None or len(classes) < 2:
-            n_clusters = _count_distinct(H, 8)
-            # k-means does not depend on the scale, but squares of 1e30 overflow: scale by a power
-            # of two, which rounds nothing.
-            _, exponent = np.frexp(np.abs(H).max())
+    if classes is None or len(classes) < 2:
+        n_clusters = _count_distinct(H, 8)
+        # k-means does not depend on the scale, but squares of 1e30 overflow: scale by a power of
+        # two, which rounds nothing.
+        _, exponent = np.frexp(np.abs(H).max())
+        with config_context(array_api_dispatch=False):
             class_indices = KMeans(n_clusters, random_state=random_state).fit_predict(
                 np.ldexp(H, -exponent)
             )
-        if class_indices.max() == 0:
-            return linear_head(np.zeros((1, H.shape[1])), np.zeros(1), device, source.dtype)
-        if np.abs(H).max() > 1e12:
-            # In float32 the steps of its search overflow.
-            H = H.astype(np.float64)
-        classifier = LogisticRegression(max_iter=1000).fit(H, class_indices)
-    return linear_head(*_two_sided(classifier.coef_, classifier.intercept_), device, source.dtype)
+    return _regress(H, class_indices, device, source.dtype)
+
+
+def _regress(H, class_indices, device, dtype, weight=1.0):
+    """Return the linear head of a logistic regression of class_indices of classes on features."""
+    if (class_indices == class_indices[0]).all():
+        return linear_head(np.zeros((1, H.shape[1])), np.zeros(1), device, dtype)
+    if np.abs(H).max() > 1e12:
+        # In float32 the steps of its search overflow.
+        H = H.astype(np.float64)
+    with config_context(array_api_dispatch=False):
+        classifier = LogisticRegression(C=weight, max_iter=1000).fit(H, class_indices)
+    return linear_head(*_two_sided(classifier.coef_, classifier.intercept_), device, dtype)
+
+
+def cross_fitted_heads(source, head, rows):
+    """Yield ``(held_out, head)``: places in `rows`, each once, and heads fitted without these rows.
+
+    Parameters
+    ----------
+    source : LabelledRows
+        The rows, which hold the features.
+    head : nn.Linear
+        What `fit_head` made of all of them; without classes, its own decisions are the classes.
+    rows : ndarray of int
+        The rows to hold out; all others are in every fit.
+    """
+    features = pool(source.take().to(source.dtype))
+    class_indices = source.class_indices
+    if source.classes is None or len(source.classes) < 2:
+        class_indices = head(features.to(head.weight)).argmax(1).cpu().numpy()
+    # Every class spreads over the folds, as far as it has rows.
+    folds = np.empty(len(rows), dtype=np.int64)
+    folds[np.argsort(class_indices[rows], kind="stable")] = np.arange(len(rows)) % N_FOLDS
+    for fold in range(min(N_FOLDS, len(rows))):
+        held_out = np.flatnonzero(folds == fold)
+        H, others = (
+            np.delete(part, rows[held_out], axis=0) for part in (features.numpy(), class_indices)
+        )
+        # Or the penalty would weigh more beside fewer rows.
+        weight = len(class_indices) / len(others)
+        yield held_out, _regress(H, others, head.weight.device, source.dtype, weight)
 
 
 def require_array(source):

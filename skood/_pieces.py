@@ -187,10 +187,11 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
         if learns:
             training.run()
         else:
-            score, batches = self._plain_score(scorer, self._network), training.passes("score")
+            network = self._network
+            score, batches = self._plain_score(scorer, network), training.passes("score")
             # Warns of unfit features once, not with each piece.
             first = learned.n_rows == 0
-            scores = self._training_scores(scorer, score, batches, source.dtype, inspect=first)
+            scores = self._training_scores(scorer, score, batches, network, source.dtype, first)
             scores = join(scores, training.n_rows)
             keys = training.keys.to(scores.device)
             if scores.ndim > 1:
@@ -202,6 +203,8 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
             learned.add(scorer, training)
         else:
             learned.add_scores(scores, keys, training)
+            if first and training.n_samples:
+                learned.rounding = scorer.rounding
         return learned.n_rows
 
     def _finalize(self):
@@ -224,17 +227,19 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
                     (tuple(inputs), class_indices, some) for *inputs, class_indices, some in pieces
                 )
                 dtype = torch.promote_types(self._network.dtype, torch.float32)
-                scores = self._training_scores(scorer, scorer.leave_one_out, batches, dtype)
-                scores = join(scores, len(keys))
+                scores = self._training_scores(
+                    scorer, scorer.leave_one_out, batches, self._network, dtype
+                )
+                scores, rounding = join(scores, len(keys)), scorer.rounding
                 scorer.clear_cache()
             else:
-                scores = rows[0]
+                scores, rounding = rows[0], learned.rounding
             if not len(scores):
                 raise NotFittedError("y held no in-distribution pixel: all are negative or 255.")
             attributes = {
                 **fitted._fitted_attributes(scorer),
                 "scorer_": scorer,
-                "offset_": fitted._threshold(scores, self._network.dtype),
+                "offset_": fitted._threshold(scores, self._network.dtype) - rounding,
             }
             if learned.classes is not None:
                 attributes["known_classes_"] = learned.classes

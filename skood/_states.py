@@ -423,7 +423,11 @@ class AccumulatedState:
         The scorer's, where it learns.
     sample : Reservoir
         Of the rows that set the threshold: inputs and class indices, or else scores.
+    rounding : float
+        By how much rounding changes these scores.
     """
+
+    rounding = 0.0
 
     def __init__(self, seed, learns, n_expected=0):
         self.n_rows, self.classes, self.state = 0, None, None
@@ -505,6 +509,7 @@ class AccumulatedState:
         if other.state is not None:
             self.state.merge(other.state.recoded(class_indices, self.n_classes))
         self.sample.merge(other.sample.recoded(class_indices, self.n_classes))
+        self.rounding = max(self.rounding, other.rounding)
         self.n_rows += other.n_rows
 
     def to(self, device):

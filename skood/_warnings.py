@@ -1,5 +1,7 @@
 """Warnings that point at the user's line."""
 
+import contextlib
+import contextvars
 import re
 import sys
 import warnings
@@ -12,10 +14,23 @@ class ShownOnce(UserWarning):
 
 
 _SHOWN: set[str] = set()
+_SILENT = contextvars.ContextVar("silent", default=False)
+
+
+@contextlib.contextmanager
+def silent():
+    """Drop our own warnings, in this thread: of what is done again on parts of the same rows."""
+    token = _SILENT.set(True)
+    try:
+        yield
+    finally:
+        _SILENT.reset(token)
 
 
 def warn(message, category=UserWarning):
     """Warn at the first frame outside of skood and scikit-learn."""
+    if _SILENT.get():
+        return
     if issubclass(category, ShownOnce) and not any(
         issubclass(category, kind) and (text is None or re.match(text, message))
         for _, text, kind, module, _ in warnings.filters

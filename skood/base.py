@@ -24,16 +24,23 @@ from skood._learning import (
     learn,
     learned_buffers,
     learned_parts,
+    threshold_rows,
 )
-from skood._model import frozen_classes, warn_of_unseen
+from skood._model import cross_fitted_heads, frozen_classes, warn_of_unseen
 from skood._parameters import param
 from skood._pieces import LearnsInPieces, unlearned
 from skood._streams import is_stream
+from skood._thresholds import N_ULPS, epsilon, lower_quantile, rounding_of
 from skood._typing import Inputs, Labels
+from skood._warnings import silent
 from skood.functional import all_finite, clip_to
 from skood.metrics import auroc_score
+from skood.network import Network
 
 __all__ = ["BaseDetector"]
+
+# Of more values in X a head is not fitted again: see docs/guide/thresholds.md.
+CROSS_FITTED_VALUES = 2**21
 
 
 class FittedAttributes:
@@ -160,12 +167,11 @@ class BaseDetector(
         """Learn from rows; return their scores."""
         random_state = check_random_state(getattr(self, "random_state", None))
         network, model_ = self._take_network(source, random_state)
-        body, scorer = self._build(network)
-        scorer = scorer.eval().to(network.device)
-        needs_keys = getattr(scorer, "needs_row_keys", False)
-        seed = key_seed(scorer, random_state) if needs_keys else None
-        training = Training(source, body, network, self.batch_size, random_state, seed, watch)
+        body, scorer, training = self._prepare(source, network, random_state, watch)
         scores = self._fit_scorer(scorer, training, network, source.dtype)
+        if self.model is None and self._needs_logits:
+            if len(source) * network.head.in_features <= CROSS_FITTED_VALUES:
+                scores = self._cross_fit(scores, source, network, random_state)
         scores = self._inside(scores, source.maps)
         if not len(scores):
             raise ValueError("y holds no in-distribution pixel: all are negative or 255.")
@@ -173,7 +179,7 @@ class BaseDetector(
         fitted = {
             **self._fitted_attributes(scorer),
             "scorer_": scorer,
-            "offset_": self._threshold(scores, network.dtype),
+            "offset_": self._threshold(scores, network.dtype) - scorer.rounding,
         }
         if classes is not None:
             fitted["known_classes_"] = (
@@ -181,6 +187,15 @@ class BaseDetector(
             )
         self._keep(source, network, body, model_, **fitted)
         return scores
+
+    def _prepare(self, source, network, random_state, watch=None):
+        """Return the parts of a network and the rows as the method consumes them."""
+        body, scorer = self._build(network)
+        scorer = scorer.eval().to(network.device)
+        needs_keys = getattr(scorer, "needs_row_keys", False)
+        seed = key_seed(scorer, random_state) if needs_keys else None
+        training = Training(source, body, network, self.batch_size, random_state, seed, watch)
+        return body, scorer, training
 
     def _watch(self, context, name, n_batches, batches):
         """Yield batches, and tell scikit-learn's callbacks of each."""
@@ -200,21 +215,45 @@ class BaseDetector(
             batches = training.batches("score", scorer.n_threshold_rows)
         else:
             score, batches = self._plain_score(scorer, network), training.passes("score")
-        joined = join(self._training_scores(scorer, score, batches, dtype), training.n_rows)
+        joined = join(
+            self._training_scores(scorer, score, batches, network, dtype), training.n_rows
+        )
         if isinstance(scorer, LearningScorer):
             scorer.clear_cache()
         return joined
 
+    def _cross_fit(self, scores, source, network, random_state):
+        """Return the scores of training rows as if the head had not seen them.
+
+        Logits of a head of fewer rows are smaller: of scores of rows that it has not seen it counts
+        where they lie among those of rows that it has. What else is learned, such as a bank, is
+        learned from all rows, and each is left out of it as ever.
+        """
+        rows = threshold_rows(len(source), len(scores))
+        seen, fresh = scores.double().cpu().numpy(), np.empty(len(rows))
+        for held_out, head in cross_fitted_heads(source, network.head, rows):
+            fold = Network(head, network.device, source.dtype)
+            _, scorer, training = self._prepare(source, fold, random_state)
+            # The fit of all rows has warned.
+            with silent():
+                under = self._fit_scorer(scorer, training, fold, source.dtype)
+            under = under.double().cpu().numpy()
+            inside = np.sort(np.delete(under, held_out))
+            like = np.quantile(seen, np.linspace(0, 1, len(inside)))
+            fresh[held_out] = np.interp(under[held_out], inside, like)
+        return torch.from_numpy(fresh).to(scores)
+
     @staticmethod
     def _plain_score(scorer, network):
         """Return what scores training rows where nothing is learned from them."""
-        return lambda inputs, _: apply(scorer, inputs, network)
+        return lambda inputs, *where: apply(scorer, inputs, network)
 
-    def _training_scores(self, scorer, score, batches, dtype, inspect=True):
-        """Yield the scores of batches of training rows."""
+    def _training_scores(self, scorer, score, batches, network, dtype, inspect=True):
+        """Yield the scores of batches of training rows; note by how much rounding changes them."""
         for number, (inputs, *where) in enumerate(batches):
             if inspect and number == 0:
                 self._inspect(scorer, inputs)
+                scorer.rounding = rounding_of(scorer, inputs, network)
             yield self._finish_scores(score(inputs, *where), dtype)
 
     def _finish_scores(self, scores, dtype):
@@ -228,12 +267,11 @@ class BaseDetector(
     def _threshold(self, scores, dtype):
         """Return the quantile of the scores, a little lower so that equal rows fall together."""
         scores = scores.double().cpu().numpy().ravel()
-        quantile = np.quantile(scores, self.false_alarm_rate)
+        quantile = lower_quantile(scores, self.false_alarm_rate)
         # A row on the quantile would flip between batch sizes. The scale is that of the scores,
         # not 1: gradient norms of features of size 1e-6 are as small.
         scale = max(abs(quantile), np.median(np.abs(scores)))
-        eps = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
-        return float(quantile - 16 * eps * scale)
+        return float(quantile - N_ULPS * epsilon(dtype) * scale)
 
     def _score(self, X, method, y=None):
         """Return the validated rows of X and their scores as a tensor."""

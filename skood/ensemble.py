@@ -20,6 +20,7 @@ from skood._labels import warn_of_class_scorer
 from skood._learning import threshold_rows
 from skood._printing import PrintsNetworks, for_printer
 from skood._streams import is_shuffled
+from skood._thresholds import lower_quantile
 from skood._typing import Inputs, Labels, Model, RandomState
 from skood.base import BaseDetector
 from skood.calibration import ROUNDING, check_scores, conformal_p_values
@@ -339,7 +340,7 @@ class EnsembleDetector(
             [own_log_p_values(s) for s in calibrated], max(len(source), *map(len, scores))
         )
         combined = COMBINATIONS[self.method](np.column_stack(log_p))
-        quantile = np.quantile(combined, self.false_alarm_rate)
+        quantile = lower_quantile(combined, self.false_alarm_rate)
         classes = source.classes if any(on_features) else detectors[0]._known_labels()
         self.__dict__.pop("known_classes_", None)
         if classes is not None:
@@ -348,7 +349,7 @@ class EnsembleDetector(
         self.detectors_ = list(detectors)
         self.named_detectors_ = Bunch(**dict(zip(named, detectors, strict=True)))
         self._calibration = [np.sort(s) for s in calibrated]
-        self.offset_ = float(quantile - ROUNDING * max(1, abs(quantile)))
+        self.offset_ = quantile - ROUNDING * max(1, abs(quantile))
         return self
 
     @staticmethod

@@ -97,7 +97,10 @@ class GMMScorer(LearningScorer):
         ]
         factors, half_log_dets, ridges = zip(*solved, strict=True)
         self.half_log_dets = torch.stack(half_log_dets)
-        self.center = counts @ self.means / n_rows
+        # Of each feature the class mean nearest to 0. The mean of all rows lies as near to them but
+        # where a class holds a row of 1e30: there it takes all digits from the others.
+        present = self.means[counts > 0]
+        self.center = present.gather(0, present.abs().argmin(0, keepdim=True))[0]
         self.rotation = self.rotated_means = None
         if state.shape == "tied":
             self.rotation = factors[0]
