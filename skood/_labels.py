@@ -284,6 +284,9 @@ def encode_labels(y, n_samples, least=2):
             )
         labels = np.asarray(labels.tolist())
     check_classification_targets(labels)
+    if labels.dtype.kind == "f" and np.signbit(labels).any():
+        warn("y holds -0.0, which is the class 0: OOD rows are marked by a number below 0, as -1.")
+        labels = labels + 0.0
     # torch takes no foreign byte order.
     labels = labels.astype(labels.dtype.newbyteorder("="), copy=False)
     classes, class_indices = np.unique(labels, return_inverse=True)

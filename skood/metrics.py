@@ -915,6 +915,11 @@ def confidence_interval(
     would all be with a probability below :math:`(1 - c) / 2` only (Clopper and Pearson). For the
     others it is a rule of thumb.
 
+    Of FPR95 the upper bound is 1 with fewer than 20 in-distribution rows: 95 % of them are all, and
+    how far below the lowest the threshold may lie they do not tell. Of nominal 95 % intervals for
+    5, 10 and 19 such rows beside 200 OOD rows at least 97, 92 and 80 % then held the true value
+    (49, 62 and 67 % with the bound of the standard error), for 20 and 30 rows 83 to 92 %.
+
     Of nominal 95 % intervals, with 60 normally distributed rows of each kind and AUROCs from
     0.76 to 0.998, 93 to 99 % held the true value, and 88 to 100 % for the detection error, which
     is too low in small samples. With 30 in-distribution and 200 OOD rows it was 90 to 97 %, and
@@ -960,6 +965,11 @@ def confidence_interval(
         intervals[name] = ConfidenceInterval(
             *_intervals.interval(value, errors[name], n_rows[name], confidence_level, highest)
         )
+    if "fpr95" in intervals and not is_label_map(y_true) and not np.isnan(intervals["fpr95"].low):
+        n_inside = np.count_nonzero(~is_ood(y_true))
+        if _intervals.fewest(0.95, n_inside) == n_inside:
+            # Where the threshold lies such rows bound from above alone.
+            intervals["fpr95"] = intervals["fpr95"]._replace(high=1.0)
     return intervals[metric] if isinstance(metric, str) else intervals
 
 

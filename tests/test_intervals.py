@@ -521,3 +521,16 @@ def test_maps_of_little_information():
         confidence_interval("oscr", y, scores, y_pred=y)
     with pytest.raises(ValueError, match="average must be"):
         confidence_interval("auroc", y, scores, average="rows")
+
+
+@pytest.mark.parametrize(("n_inside", "least"), [(5, 0.95), (10, 0.9), (15, 0.8)])
+@pytest.mark.parametrize("shift", [1, 2])
+def test_fpr95_of_few_rows(n_inside, least, shift):
+    """The lowest of fewer than 20 rows lies above the threshold of 95 % more often than not."""
+    rng, true = np.random.default_rng(0), norm.sf(norm.ppf(0.05, shift))
+    held = []
+    for _ in range(200):
+        y_true, _, scores = normal_rows(rng, n_inside, 200, shift, 0)
+        low, high = confidence_interval("fpr95", y_true, scores, n_resamples=100, random_state=0)
+        held.append(low <= true <= high)
+    assert np.mean(held) >= least

@@ -329,3 +329,10 @@ def test_a_large_bank_sets_its_threshold_by_a_sample(in_network, monkeypatch, rn
     spread = every.score_samples(X).std()
     assert abs(almost.offset_ - every.offset_) < 0.1 * spread
     assert abs(some.offset_ - every.offset_) < spread
+
+
+def test_minus_zero_is_the_class_zero(rng):
+    y = -np.repeat([0.0, 0.0, 3.0], 20)
+    with pytest.warns(UserWarning, match="y holds -0.0, which is the class 0"):
+        detector = GMMDetector().fit(rng.normal(size=(60, 2)), y)
+    assert str(detector.known_classes_) == "[0.]"
