@@ -339,7 +339,7 @@ class NACDetector(ClassifierDetector):
     >>> from skood import NACDetector
     >>> X, y = load_iris(return_X_y=True)
     >>> detector = NACDetector(random_state=0).fit(X, y)
-    >>> detector.predict([[5.1, 3.5, 1.4, 0.2], [0.0, 0.0, 0.0, 0.0]])
+    >>> detector.predict([[5.1, 3.5, 1.4, 0.2], [9.0, 0.0, 0.0, 9.0]])
     array([ 1, -1])
     """
 
