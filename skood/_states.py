@@ -262,6 +262,11 @@ class Reservoir(State):
     def choose(self, keys):
         """Count rows by their keys as seen; return the index of those to `add`."""
         self.n_seen += len(keys)
+        if 0 < self._n_least < len(keys) and self.bound < 1:
+            # Of many rows at once most are not needed.
+            smallest = keys.unique()[: self._n_least]
+            if len(smallest) == self._n_least:
+                self._reach = min(self._reach, float(smallest[-1]))
         chosen = keys <= max(self.bound, self._reach)
         # All, as of the first rows, need no copy.
         return slice(None) if bool(chosen.all()) else chosen.nonzero().squeeze(1)

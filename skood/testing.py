@@ -379,8 +379,12 @@ def check_positions_are_averaged(detector, shape):
     """Check that maps and tokens without a network are averaged over positions."""
     X, y = np.random.default_rng(0).normal(size=shape), np.arange(30) % 3
     pooled = X.mean((2, 3)) if len(shape) == 4 else X.mean(1)
+    detector = clone(detector).fit(X, y)
+    if getattr(detector.scorer_, "samples_by_key", False):
+        # Samples are drawn by what rows hold: of their means others.
+        return
     np.testing.assert_allclose(
-        clone(detector).fit(X, y).score_samples(X),
+        detector.score_samples(X),
         clone(detector).fit(pooled, y).score_samples(pooled),
         rtol=1e-8,
     )
