@@ -13,10 +13,18 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from skood._agreement import check_has_logits, check_is_classifier
 from skood._arrays import Rows
 from skood._compat import Interval
 from skood._learning import LabelledRows, batch_rows, read
-from skood._model import fit_head, fit_model, fitted_module, is_trained, require_array
+from skood._model import (
+    fit_head,
+    fit_model,
+    fitted_module,
+    frozen_classes,
+    is_trained,
+    require_array,
+)
 from skood._modules import linear_head, module_device
 from skood._parameters import DeclaresParameters, param
 from skood._printing import PrintsNetworks
@@ -268,6 +276,23 @@ class NetworkEstimator(DeclaresParameters, OneState, ModuleSharing, PrintsNetwor
             module = fitted_module(model, source.device, source.dtype)
             device = self._choose_device(module_device(module))
         return Network(module, device, source.dtype, sample=source.head(2)), model_
+
+    def _check_classes(self, network, classes, has_maps, are_all=True):
+        """Raise where labels show that what a network returns cannot be their logits."""
+        if self._needs_logits and not self._fits_model:
+            check_has_logits(network, classes)
+            if are_all and frozen_classes(self.model) is None:
+                check_is_classifier(network, classes, has_maps)
+
+    def _warn_of_one_logit(self, network, source):
+        """Warn where only the shape of its output tells that a network is a classifier."""
+        unlabelled = source.classes is None and source.maps is None
+        if self._needs_logits and network.one_logit and unlabelled:
+            warn(
+                "The network returns one number a row or pixel. It is taken for the logit l of two "
+                "classes,\nwhose logits are then -l/2 and l/2.\nIf it is a classifier, pass y; for "
+                "a regressor use a method on features, such as GMMDetector(net)."
+            )
 
     @contextlib.contextmanager
     def _fitting(self, X, y, **how):

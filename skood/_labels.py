@@ -8,7 +8,7 @@ from numbers import Real
 import numpy as np
 import torch
 from sklearn.utils import column_or_1d
-from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
 
 from skood._compat import move_to_numpy
 from skood._warnings import ShownOnce, calling_scorer_labels, warn
@@ -39,6 +39,12 @@ def as_labels(y):
         y = y.astype(object)
     if y.dtype == object and y.ndim == 1:
         y = _plain_labels(y)
+    if y.ndim == 2 and y.shape[1] > 1:
+        raise ValueError(
+            f"y has shape {y.shape}: several labels a row, where one label a row is "
+            "expected.\nOf one-hot rows pass y.argmax(1). Of rows with several classes at once "
+            "leave y out, or pass 0, and -1 for out-of-distribution rows."
+        )
     y = column_or_1d(y, warn=True)
     if y.dtype == object and all(issubclass(kind, Real) for kind in set(map(type, y))):
         y = np.array(y.tolist()) if len(y) else y.astype(float)
@@ -283,6 +289,11 @@ def encode_labels(y, n_samples, least=2):
                 "one type for all classes; only the negative numbers of OOD rows may differ."
             )
         labels = np.asarray(labels.tolist())
+    if type_of_target(labels) == "continuous":
+        raise ValueError(
+            "Unknown label type: continuous. y holds numbers that are no class labels, as for a "
+            "regression.\nMethods on features need no labels: leave y out, GMMDetector(net).fit(X)."
+        )
     check_classification_targets(labels)
     if labels.dtype.kind == "f" and np.signbit(labels).any():
         warn("y holds -0.0, which is the class 0: OOD rows are marked by a number below 0, as -1.")

@@ -177,6 +177,30 @@ class HeadReader(_Hooked):
         return at_least_float32(pool(features, self.how))
 
 
+class OutputReader(nn.Module):
+    """Map X to what a network without a head returns, pooled.
+
+    Parameters
+    ----------
+    network : nn.Module
+        A private copy, for this alone.
+    how : {"avg", "max", "token"} or None
+        See `skood.functional.pool`.
+    channel_axis : int or None
+        See there. What is padding is in ``x["attention_mask"]``.
+    """
+
+    def __init__(self, network, how, channel_axis):
+        super().__init__()
+        self.network, self.how, self.channel_axis = network, how, channel_axis
+
+    def forward(self, x):
+        """Return features."""
+        mask = x.get("attention_mask") if isinstance(x, dict) else None
+        output = self.network(x)
+        return at_least_float32(pool(output, self.how, channel_axis=self.channel_axis, mask=mask))
+
+
 class LayerReader(_Hooked):
     """Map X to the pooled output of a layer, and to the logits if asked.
 

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from skood._agreement import Agreement, columns_of
 from skood._arrays import (
     NETWORK_BATCH_ROWS,
     PIECE_BYTES,
@@ -170,16 +171,45 @@ class Training:
         For methods that draw.
     seed : int, default=None
         Of the rows' keys; None where they are not needed.
+    compares : bool, default=False
+        Note the largest logits, for `agreement`.
     watch : callable, default=None
         Maps (name, number of batches, batches) to the same batches, to report them.
     """
 
-    def __init__(self, source, body, network, batch_size, random_state=None, seed=None, watch=None):
+    def __init__(
+        self,
+        source,
+        body,
+        network,
+        batch_size,
+        random_state=None,
+        seed=None,
+        *,
+        compares=False,
+        watch=None,
+    ):
         self.device = network.device
         self.random_state, self._seed = random_state, seed
         self._source, self._body, self._network = source, body, network
         self._batch_size, self._watch = batch_size, watch or (lambda name, n, batches: batches)
         self._store, self._keys, self._keys_read = None, None, []
+        self._largest = None if compares else []
+
+    def agreement(self, known=None):
+        """Return how well labels and largest logits agree, once the rows have been read.
+
+        Parameters
+        ----------
+        known : array-like, default=None
+            The class of each logit, where a frozen classifier tells.
+        """
+        agreement, n_logits = Agreement(), self._network.n_logits
+        if self.classes is not None and self.n_samples:
+            columns = n_logits and columns_of(self.classes, n_logits, known)
+            largest = torch.cat(self._largest).cpu().numpy() if self._largest else ()
+            agreement.add(largest, self.classes, self._source.class_indices, columns, n_logits)
+        return agreement
 
     @property
     def n_samples(self):
@@ -234,9 +264,28 @@ class Training:
             self._keys_read = []
             note = lambda batch: self._keys_read.append(row_keys(batch, self._seed))  # noqa: E731
         pairs = read(self._source, self._body, self._network, size, note)
+        if self._largest is None:
+            pairs = self._note_largest(pairs)
         yield from self._watch(name, self._source.n_batches(size), pairs)
         if note is not None:
             _ = self.keys
+
+    def _note_largest(self, pairs):
+        """Yield pairs, and note the columns of the largest logits; none unless of all rows."""
+        self._largest, is_complete = [], True
+        with self._network.largest_logits.asked() as noted:
+            for positions, inputs in pairs:
+                yield positions, inputs
+                # By now a scorer that runs the network itself has run it, perhaps after tests of
+                # its own.
+                n_rows = positions.stop - positions.start
+                of_batch = torch.cat(noted)[-n_rows:] if noted else ()
+                noted.clear()
+                is_complete = is_complete and len(of_batch) == n_rows
+                if is_complete:
+                    self._largest.append(of_batch)
+                else:
+                    self._largest.clear()
 
     def passes(self, name):
         """Yield ``(inputs, positions)``; the name is what callbacks are told."""

@@ -156,7 +156,7 @@ def fit_head(source, device, random_state):
 def _regress(H, class_indices, device, dtype, weight=1.0):
     """Return the linear head of a logistic regression of class_indices of classes on features."""
     if (class_indices == class_indices[0]).all():
-        return linear_head(np.zeros((1, H.shape[1])), np.zeros(1), device, dtype)
+        return linear_head(np.zeros((2, H.shape[1])), np.zeros(2), device, dtype)
     if np.abs(H).max() > 1e12:
         # In float32 the steps of its search overflow.
         H = H.astype(np.float64)

@@ -1,5 +1,8 @@
 """Modules made from the user's: private copies, linear heads, small steps around a network."""
 
+import contextlib
+import threading
+
 import numpy as np
 import torch
 from torch import nn
@@ -205,7 +208,7 @@ def linear_head(weight, bias, device, dtype):
 def is_pointwise(module):
     """Tell a 1×1 convolution, which is a linear layer at each position."""
     return (
-        isinstance(module, nn.Conv2d)
+        isinstance(module, nn.Conv2d | nn.Conv3d)
         and set(module.kernel_size) == set(module.stride) == {1}
         and module.groups == 1
         and (module.padding == "valid" or not any(module.padding))
@@ -220,6 +223,22 @@ def as_linear(head):
     linear.weight = nn.Parameter(head.weight.detach().flatten(1), requires_grad=False)
     linear.bias = None if head.bias is None else nn.Parameter(head.bias.detach(), False)
     return linear
+
+
+def two_sided(head):
+    """Return the layer of two logits, -l/2 and l/2, that a linear layer of one logit l stands for.
+
+    Their softmax is the sigmoid of l, and they are symmetric.
+    """
+    both = nn.Linear(head.in_features, 2, bias=False, device="meta")
+    both.weight = nn.Parameter(two_logits(head.weight, axis=0), requires_grad=False)
+    both.bias = None if head.bias is None else nn.Parameter(two_logits(head.bias, axis=0), False)
+    return both
+
+
+def two_logits(logit, axis=1):
+    """Return -l/2 and l/2 in place of the one entry of an axis."""
+    return torch.cat([-logit / 2, logit / 2], axis)
 
 
 def split_call(layer, names):
@@ -259,6 +278,59 @@ class TakeEntry:
     def __call__(self, module, args, output):
         """Return the entry."""
         return output[self.key]
+
+
+class LargestLogits:
+    """The column of each row's largest logit, noted by all copies of a network where asked to."""
+
+    def __init__(self):
+        self._calls = threading.local()
+
+    def __deepcopy__(self, memo):
+        return self
+
+    @contextlib.contextmanager
+    def asked(self):
+        """Give the list to which passes in this thread append one tensor of columns each."""
+        self._calls.noted = noted = []
+        try:
+            yield noted
+        finally:
+            self._calls.noted = None
+
+    def note(self, values, head=None):
+        """Note those of logits, or of what enters a head."""
+        noted = getattr(self._calls, "noted", None)
+        # What vmap computes has no value of its own.
+        if noted is None or torch._C._functorch.is_functorch_wrapped_tensor(values):
+            return
+        logits = values if head is None else head(values)
+        if logits.ndim == 2:
+            noted.append(logits.detach().argmax(1))
+
+
+class GiveLogits:
+    """A forward hook that gives two logits in place of one, and notes which is the largest.
+
+    Parameters
+    ----------
+    one : {"column", "squeezed"} or None
+        Whether there is one logit a row or pixel, with an axis of its own or without.
+    largest : LargestLogits
+        Where they are noted.
+    """
+
+    def __init__(self, one, largest):
+        self.one, self.largest = one, largest
+
+    def __call__(self, module, args, logits):
+        """Return the logits."""
+        if self.one == "squeezed":
+            logits = logits.reshape(-1, 1) if logits.ndim < 2 else logits.unsqueeze(1)
+        if self.one:
+            logits = two_logits(logits)
+        self.largest.note(logits)
+        return logits
 
 
 class Pool(nn.Module):

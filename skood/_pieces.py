@@ -17,6 +17,7 @@ from skood._keys import entry_keys
 from skood._labels import check_classes
 from skood._lazy import is_dask
 from skood._learning import LearnedModule, LearningScorer, Training, key_seed
+from skood._model import frozen_classes
 from skood._states import AccumulatedState
 from skood._streams import is_stream
 from skood._typing import Inputs, Labels
@@ -159,7 +160,7 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
         if pilot is not None and learns and type(scorer).start is not LearningScorer.start:
             source = self._source(*pilot(), first=False)
         seed = key_seed(scorer, random_state)
-        training = Training(source, body, network, self.batch_size, random_state, seed)
+        training = self._make_training(source, body, network, random_state, seed=seed)
         if learns:
             training.run()
             if training.n_samples:
@@ -178,7 +179,12 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
     def _training(self, source):
         """Return rows as the method consumes them."""
         seed = self._learned.seed
-        return Training(source, self._body, self._network, self.batch_size, seed=seed)
+        return self._make_training(source, self._body, self._network, seed=seed)
+
+    def _make_training(self, source, body, network, random_state=None, **how):
+        # What `fit` fitted itself needs no check of its labels.
+        how["compares"] = not self._fits_model
+        return Training(source, body, network, self.batch_size, random_state, **how)
 
     def _learn(self, learned, training, source, classes=None):
         """Add the rows to what was learned; return how many there are now."""
@@ -199,12 +205,16 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
             scores, keys = (self._inside(v, source.maps).flatten() for v in (scores, keys))
         if classes is not None:
             check_classes(source.classes, source.maps, classes)
+        self._check_classes(self._network, source.classes, source.maps is not None, are_all=False)
+        if learned.n_rows == 0:
+            self._warn_of_one_logit(self._network, source)
         if learns:
             learned.add(scorer, training)
         else:
             learned.add_scores(scores, keys, training)
             if first and training.n_samples:
                 learned.rounding = scorer.rounding
+        learned.agreement.merge(training.agreement(frozen_classes(self.model)))
         return learned.n_rows
 
     def _finalize(self):
@@ -216,6 +226,8 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
                 f"This {type(self).__name__} has seen {learned.n_rows} in-distribution rows; it "
                 f"needs {self._min_samples} at least."
             )
+        has_maps = not self._network.returns_vectors
+        self._check_classes(self._network, learned.classes, has_maps)
         with computing():
             learned.to(self._network.device)
             keys, rows = learned.sample.sample()
@@ -238,11 +250,13 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
                 raise NotFittedError("y held no in-distribution pixel: all are negative or 255.")
             attributes = {
                 **fitted._fitted_attributes(scorer),
+                **learned.agreement.attributes(),
                 "scorer_": scorer,
                 "offset_": fitted._threshold(scores, self._network.dtype) - rounding,
             }
             if learned.classes is not None:
                 attributes["known_classes_"] = learned.classes
+            learned.agreement.warn(self._needs_logits)
         vars(self).update(attributes, _finalized=tuple(attributes))
 
     def __getattr__(self, name):

@@ -9,6 +9,7 @@ from numbers import Integral
 import numpy as np
 import torch
 
+from skood._agreement import Agreement
 from skood._labels import is_numeric
 
 # Of rows that come in pieces this many set the threshold: the share of false alarms of a 5 %
@@ -424,6 +425,8 @@ class AccumulatedState:
         The number of in-distribution rows.
     classes : ndarray of shape (n_classes,) or None
         Their labels, sorted; None without.
+    agreement : Agreement
+        Of labels and logits.
     state : State or None
         The scorer's, where it learns.
     sample : Reservoir
@@ -436,6 +439,7 @@ class AccumulatedState:
 
     def __init__(self, seed, learns, n_expected=0):
         self.n_rows, self.classes, self.state = 0, None, None
+        self.agreement = Agreement()
         self.sample = Reservoir(N_THRESHOLD_ROWS, n_expected, with_codes=learns)
         self.n_expected, self._learns, self._seed = n_expected, learns, seed
 
@@ -516,6 +520,11 @@ class AccumulatedState:
         self.sample.merge(other.sample.recoded(class_indices, self.n_classes))
         self.rounding = max(self.rounding, other.rounding)
         self.n_rows += other.n_rows
+        self.agreement.merge(other.agreement)
+
+    def __setstate__(self, state):
+        # Pickles of earlier versions have none.
+        vars(self).update({"agreement": Agreement(), **state})
 
     def to(self, device):
         """Move to a device."""

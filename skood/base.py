@@ -19,7 +19,6 @@ from skood._labels import is_label_map, is_numeric, is_ood, map_kinds, warn_of_c
 from skood._lazy import is_dask, lazy
 from skood._learning import (
     LearningScorer,
-    Training,
     key_seed,
     learn,
     learned_buffers,
@@ -29,7 +28,7 @@ from skood._learning import (
 from skood._model import cross_fitted_heads, frozen_classes, warn_of_unseen
 from skood._parameters import param
 from skood._pieces import LearnsInPieces, unlearned
-from skood._streams import is_stream
+from skood._streams import Stream, is_stream
 from skood._thresholds import N_ULPS, epsilon, lower_quantile, rounding_of
 from skood._typing import Inputs, Labels
 from skood._warnings import silent
@@ -49,6 +48,7 @@ class FittedAttributes:
     offset_: float
     scorer_: nn.Module
     known_classes_: np.ndarray
+    accuracy_: float
     n_features_in_: int
     n_samples_seen_: int
 
@@ -75,6 +75,10 @@ class BaseDetector(
         Maps what the method consumes to scores; its buffers hold what was learned.
     known_classes_ : array of shape (n_classes,)
         The in-distribution labels, where y was given.
+    accuracy_ : float
+        The share of the in-distribution rows of ``fit`` whose largest logit is that of their
+        label, as the method sees the logits. There where a trained network gives them and labels
+        tell which is theirs: numbers of logits, or the classes of a frozen classifier.
     n_samples_seen_ : int
         In-distribution rows that ``partial_fit`` has learned from; after it alone.
     """
@@ -128,8 +132,17 @@ class BaseDetector(
         Raises
         ------
         ValueError
-            If X holds NaN, fewer than two rows are in-distribution, or the network cannot be cut
-            where the method needs it.
+            If X holds NaN, fewer than two rows are in-distribution, the network cannot be cut
+            where the method needs it, or a method on logits gets none, or fewer than y has
+            classes.
+
+        Warns
+        -----
+        UserWarning
+            If the largest logits agree with y less often than chance and one half: see
+            ``accuracy_``. If the network returns one number a row and there is no y: it is taken
+            for the logit :math:`l` of two classes, which stands for :math:`(-l/2, l/2)`, as it is
+            with y.
 
         Notes
         -----
@@ -167,6 +180,9 @@ class BaseDetector(
         """Learn from rows; return their scores."""
         random_state = check_random_state(getattr(self, "random_state", None))
         network, model_ = self._take_network(source, random_state)
+        if not isinstance(source, Stream):
+            # Before the network runs; the labels of a stream are known after.
+            self._check_classes(network, source.classes, source.maps is not None)
         body, scorer, training = self._prepare(source, network, random_state, watch)
         scores = self._fit_scorer(scorer, training, network, source.dtype)
         if self.model is None and self._needs_logits:
@@ -175,9 +191,14 @@ class BaseDetector(
         scores = self._inside(scores, source.maps)
         if not len(scores):
             raise ValueError("y holds no in-distribution pixel: all are negative or 255.")
-        classes = source.classes
+        if isinstance(source, Stream):
+            self._check_classes(network, source.classes, source.maps is not None)
+        self._warn_of_one_logit(network, source)
+        classes, agreement = source.classes, training.agreement(frozen_classes(self.model))
+        agreement.warn(self._needs_logits)
         fitted = {
             **self._fitted_attributes(scorer),
+            **agreement.attributes(),
             "scorer_": scorer,
             "offset_": self._threshold(scores, network.dtype) - scorer.rounding,
         }
@@ -194,7 +215,8 @@ class BaseDetector(
         scorer = scorer.eval().to(network.device)
         needs_keys = getattr(scorer, "needs_row_keys", False)
         seed = key_seed(scorer, random_state) if needs_keys else None
-        training = Training(source, body, network, self.batch_size, random_state, seed, watch)
+        how = {"seed": seed, "watch": watch}
+        training = self._make_training(source, body, network, random_state, **how)
         return body, scorer, training
 
     def _watch(self, context, name, n_batches, batches):

@@ -104,7 +104,7 @@ class FeatureExtractor(
         if self.layer is None:
             if network.takes_features:
                 return Pool(self.pool, self.channel_axis)
-            return network.features()
+            return network.features(self.pool, self.channel_axis)
         return network.layer(self.layer, how=self.pool, channel_axis=self.channel_axis)
 
     @property
@@ -175,6 +175,8 @@ def attach(detector, extractor):
     if detector.model is not None:
         return detector, False
     if extractor is None or extractor.model is None:
+        return detector, True
+    if not (detector._needs_logits or detector.looks_inside):
         return detector, True
     if not detector.looks_inside:
         return detector.set_params(model=extractor.head), True

@@ -15,10 +15,13 @@ from skood._layers import (
     HeadReader,
     LayerEditor,
     LayerReader,
+    OutputReader,
     check_called,
     closest_names,
 )
 from skood._modules import (
+    GiveLogits,
+    LargestLogits,
     Pool,
     TakeEntry,
     Unwritten,
@@ -28,13 +31,17 @@ from skood._modules import (
     is_pointwise,
     private_copy,
     spread_named,
+    two_sided,
     unwrap,
 )
 from skood._split import split
 from skood._warnings import warn
-from skood.functional import pool
+from skood.functional import at_least_float32, pool
 
 __all__ = ["Network", "closest_names", "private_copy", "split"]
+
+# What Hugging Face calls the output of networks without a head, the most condensed first.
+EMBEDDINGS = ("pooler_output", "image_embeds", "text_embeds", "last_hidden_state")
 
 
 class Network:
@@ -63,6 +70,12 @@ class Network:
         # The 1×1 convolution behind logits that are maps, and whether it gives the very logits.
         self.map_head, self.map_head_is_last = None, False
         self.logits_key, self.takes_named, self._changed = None, False, False
+        # What it returns is features: there is no head.
+        self.returns_features = False
+        # One logit a row, l, stands for (-l/2, l/2): "column" where it has an axis, "squeezed"
+        # where it has none.
+        self.one_logit, self.n_logits, self.returns_shape_of_X = None, None, False
+        self.largest_logits = LargestLogits()
         self._calls, self._not_tensor, self._logits_shape = None, {}, None
         # Of the layers that were asked for; how a pass found them is gone when it is unpickled.
         self.channel_axes, self._found_axes = {}, None
@@ -73,6 +86,8 @@ class Network:
             self._head_name = ""
             if module is not None:
                 self.module.to(self.dtype)
+                self.one_logit = "column" if module.out_features == 1 else None
+                self.n_logits = max(2, module.out_features)
         # What X is cast to: its tokens stay integers where nothing else will do.
         self.input_dtype = self.dtype
         # The parameters that a forward pass writes to: they are copied.
@@ -113,6 +128,9 @@ class Network:
             "head_name": self._head_name,
             "map_head": (self.map_head, self.map_head_is_last),
             "logits_key": self.logits_key,
+            "returns_features": self.returns_features,
+            "one_logit": self.one_logit,
+            "n_logits": self.n_logits,
             "takes_named": self.takes_named,
             "channel_axes": list(self.channel_axes.items()),
             "input_dtype": str(self.input_dtype).removeprefix("torch."),
@@ -136,8 +154,12 @@ class Network:
             # Not copied into: the user's network may have grown the buffer meanwhile.
             values = torch.from_numpy(np.array(state["buffers"][name]))
             buffers[name].data = values.to(buffers[name])
-        if self.logits_key is not None:
-            self._return_logits()
+        if not self.takes_features:
+            # Files of earlier versions lack them.
+            self.returns_features = state.get("returns_features", False)
+            self.one_logit, self.n_logits = state.get("one_logit"), state.get("n_logits")
+            self._take_entry()
+            self._give_logits()
         if state["takes_named"]:
             self._take_named()
 
@@ -203,9 +225,14 @@ class Network:
 
     @property
     def head(self):
-        """The last linear layer, in float32 at least; of each pixel where logits are maps."""
+        """The last linear layer, in float32 at least; of each pixel where logits are maps.
+
+        It gives two logits where the network's gives one.
+        """
         name = self.map_head if self.map_head_is_last else self.head_name
         head = as_linear(private_copy(self.module.get_submodule(name)))
+        if self.one_logit:
+            head = two_sided(head)
         return head.to(torch.promote_types(self.dtype, torch.float32))
 
     def require_logits(self, maps=False):
@@ -215,6 +242,11 @@ class Network:
         if self._logits_shape is not None and not maps:
             raise self._no_vectors()
         return self
+
+    @property
+    def returns_vectors(self):
+        """True when logits are vectors, not maps."""
+        return self._logits_shape is None
 
     def _no_vectors(self):
         return ValueError(
@@ -229,9 +261,15 @@ class Network:
         self.takes_named = True
         self.module.register_forward_pre_hook(spread_named, with_kwargs=True)
 
-    def _return_logits(self):
-        """Let the copy return its logits alone, with the features in their place once it is cut."""
-        self.module.register_forward_hook(TakeEntry(self.logits_key))
+    def _take_entry(self):
+        """Let the copy return one entry of its output, where that is a collection."""
+        if self.logits_key is not None:
+            self.module.register_forward_hook(TakeEntry(self.logits_key))
+
+    def _give_logits(self):
+        """Let the copy return two logits in place of one, and note the largest where asked to."""
+        if self.n_logits is not None:
+            self.module.register_forward_hook(GiveLogits(self.one_logit, self.largest_logits))
 
     @torch.no_grad()
     def _find_head(self, sample):
@@ -248,9 +286,18 @@ class Network:
                 )
             return
         output, linear = self._observe(sample)
-        logits = self._pick_logits(output, [out for _, out, _ in linear])
-        if logits is not None:
+        rows = next(iter(sample.values())) if isinstance(sample, dict) else sample
+        logits = self._pick_logits(output, linear, len(rows))
+        if logits is None:
+            return
+        self.returns_shape_of_X = rows is sample and logits.shape == sample.shape
+        if logits.ndim > 2 and not self.returns_features:
+            self._pick_map_head(logits, linear, sample)
+        elif not self.returns_features:
             self._pick_head(logits, linear)
+        if self._no_logits is None:
+            self.n_logits = max(2, logits.shape[1])
+            self._give_logits()
 
     def _observe(self, sample):
         """Run a copy on a few rows, and note how often each layer is called and what it gives.
@@ -327,11 +374,12 @@ class Network:
             return ""
         return f"\n{describe_channels_first(sample.numpy())}"
 
-    def _pick_logits(self, output, made):
+    def _pick_logits(self, output, linear, n_rows):
         """Return the logits in an output, and note what is wrong with them; None if it has none."""
+        made = [out for _, out, _ in linear]
         self.logits_key = logits_key(output, made)
         logits = output if self.logits_key is None else output[self.logits_key]
-        if not isinstance(logits, torch.Tensor) or logits.ndim < 2:
+        if not isinstance(logits, torch.Tensor) or (logits.ndim < 2 and logits.numel() != n_rows):
             kind = type(logits).__name__
             shape = f" of shape {tuple(logits.shape)}" if kind == "Tensor" else ""
             self._no_head = self._no_logits = TypeError(
@@ -340,37 +388,45 @@ class Network:
                 "them alone."
             )
             return None
-        if self.logits_key is not None:
-            self._return_logits()
-        ending = describe_probabilities(logits)
+        self._take_entry()
+        if self.logits_key in EMBEDDINGS:
+            self._find_no_head(f"returns {self.logits_key!r}")
+            self._no_logits = self._no_head
+            return logits
+        ending = describe_probabilities(logits, [clone for _, _, clone in linear])
         if ending:
             self._no_logits = ValueError(
                 f"{self._owner} ends in {ending}. skood needs the logits: remove that last step "
-                "(in skorch, use criterion=nn.CrossEntropyLoss)."
+                "(in skorch, use criterion=nn.CrossEntropyLoss, or nn.BCEWithLogitsLoss for one "
+                "logit).\nIf it is no classifier, work on the output of one of its layers: "
+                "GMMDetector(net, layer=...)."
             )
-        if logits.ndim > 2:
-            self._logits_shape = tuple(logits.shape)
+        if logits.ndim < 2 or any(is_one_map(out, logits) for out in made):
+            self.one_logit = "squeezed"
+            logits = logits.reshape(n_rows, 1, *logits.shape[1:])
+        elif logits.shape[1] == 1:
+            self.one_logit = "column"
         return logits
+
+    def _find_no_head(self, what):
+        """Note that the network has no head: what it returns is features."""
+        self.returns_features = True
+        self._no_head = ValueError(
+            f"{self._owner} has no head: it {what}, not logits. This needs the whole classifier, "
+            "whose logits one nn.Linear or 1×1 convolution gives; methods on features and "
+            "FeatureExtractor take what it returns."
+        )
 
     def _pick_head(self, logits, linear):
         """Note the name of the linear layer that made the logits, or why there is none."""
-        if not linear:
-            self._no_head = ValueError(
-                f"{self._owner} calls no nn.Linear or 1×1 convolution, so there are no features in "
-                "front of a last linear layer. Name the layer to work on: layer=... "
-                f"{closest_names('', self.layer_names)}"
-            )
-            return
-        if logits.ndim > 2:
-            self._no_head = self._no_vectors()
-            name, _, made = linear[-1]
-            if logits.ndim == made.ndim == 4 and self._calls[name] == 1:
-                self.map_head, self.map_head_is_last = name, is_same(made, logits)
-            return
         # The last one, but for networks that call another after the one they return.
-        last, _, made = next((call for call in linear if call[1] is logits), linear[-1])
+        last, _, made = next(
+            (call for call in linear if call[1] is logits), (linear or [(None, None, None)])[-1]
+        )
         remedy = "Give skood a network that ends in one linear layer, or name the layer: layer=..."
-        if self._calls[last] > 1:
+        if made is None or not (gives(made, logits) or made.shape == logits.shape):
+            self._find_no_head(f"returns {logits.shape[1]} numbers a row that no nn.Linear gives")
+        elif self._calls[last] > 1:
             self._no_head = ValueError(
                 f"{self._owner} calls its last linear layer {last!r} {self._calls[last]} times a "
                 f"pass. {remedy}"
@@ -383,11 +439,59 @@ class Network:
         else:
             self._head_name = last
 
-    def features(self):
-        """Return a module that maps X to what enters the last linear layer."""
+    def _pick_map_head(self, logits, linear, sample):
+        """Note the 1×1 convolution behind maps of logits, or that these are tokens or features."""
+        self._logits_shape = tuple(logits.shape)
+        self._no_head = self._no_vectors()
+        if logits.ndim == 3:
+            if not any(is_same(made, logits) for _, _, made in linear):
+                self._find_no_head("returns tokens")
+            return
+        calls = [call for call in linear if call[2].ndim == logits.ndim]
+        calls = [call for call in calls if self._calls[call[0]] == 1]
+        # The last whose output is resized at most: an auxiliary head may be called after it.
+        sure = (call for call in reversed(calls) if self._is_resized(call, logits, sample))
+        name, _, made = next(sure, (None, None, None))
+        if name is None:
+            if isinstance(sample, dict) or logits.shape[2:] != sample.shape[2:]:
+                self._find_no_head(f"returns maps of shape {tuple(logits.shape[1:])}")
+            if not linear or linear[-1][2].ndim != logits.ndim or linear[-1] not in calls[-1:]:
+                return
+            name, _, made = linear[-1]
+        self.map_head, self.map_head_is_last = name, is_same(made, logits)
+
+    def _is_resized(self, call, logits, sample):
+        """Tell whether logits are the output of a layer, at most at another size."""
+        name, _, made = call
+        if made.shape[1] != logits.shape[1]:
+            return False
+        twin = private_copy(self.module)
+        twin.get_submodule(name).register_forward_hook(lambda part, args, out: out + 1)
+        moved = twin(move(sample, self.device, self.input_dtype, copy=True)).reshape(logits.shape)
+        rounding = max(1e-3, 4 * torch.finfo(logits.dtype).eps) * (1 + logits.abs().max())
+        return bool(((moved - logits - 1).abs() <= rounding).all())
+
+    def features(self, how="avg", channel_axis=None):
+        """Return a module that maps X to what enters the last linear layer.
+
+        Parameters
+        ----------
+        how : {"avg", "max", "token"} or None, default="avg"
+            How what a network without a head returns is pooled.
+        channel_axis : int, default=None
+            The axis of that which holds its channels; see `skood.functional.pool`.
+        """
+        if self.returns_features:
+            return OutputReader(private_copy(self.module), how, channel_axis)
         if self.takes_features:
-            return Pool("avg")
-        return HeadReader(private_copy(self.module), self.head_name, "avg")
+            body = Pool("avg")
+        else:
+            body = HeadReader(private_copy(self.module), self.head_name, "avg")
+        if self.module is not None:
+            # The pass ends in front of the head.
+            head = self.head
+            body.register_forward_hook(lambda *call: self.largest_logits.note(call[2], head))
+        return body
 
     def pixels(self):
         """Return a module that maps X to what enters the 1×1 convolution that gives the logits."""
@@ -469,14 +573,23 @@ def rng_state(device):
 
 def gives(made, logits):
     """Tell whether the output of a layer is the logits; maps of a convolution are averaged."""
-    if not is_same(made, logits) and made.ndim == 4:
-        made = made.mean((2, 3))
+    if not is_same(made, logits) and made.ndim > 3:
+        made = at_least_float32(made).flatten(2).mean(2)
     return is_same(made, logits)
 
 
 def is_same(made, logits):
-    """Tell whether two outputs are equal, to rounding."""
-    return made.shape == logits.shape and torch.allclose(made, logits, equal_nan=True)
+    """Tell whether two outputs are equal, to the rounding of the shorter dtype."""
+    if made.shape != logits.shape:
+        return False
+    kinds = [t.dtype for t in (made, logits) if t.is_floating_point()]
+    rtol = max([1e-5, *(2 * torch.finfo(kind).eps for kind in kinds)])
+    return torch.allclose(made.double(), logits.double(), rtol=rtol, equal_nan=True)
+
+
+def is_one_map(made, logits):
+    """Tell whether logits are the one map that a convolution gives, without its axis."""
+    return made.ndim > 3 and made.shape[1] == 1 and logits.ndim == made.ndim - 1
 
 
 def describe_value(value):
@@ -502,8 +615,10 @@ def logits_key(output, made):
         What its linear layers gave.
     """
     if isinstance(output, Mapping):
-        if "logits" in output:
-            return "logits"
+        # "out" is torchvision's, beside what auxiliary heads give.
+        for key in ("logits", "out"):
+            if key in output:
+                return key
         items = output.items()
     elif isinstance(output, (tuple, list)):
         items = enumerate(output)
@@ -511,15 +626,21 @@ def logits_key(output, made):
         return None
     tensors = [(key, value) for key, value in items if isinstance(value, torch.Tensor)]
     if len(tensors) > 1:
+        found = [key for key in EMBEDDINGS if key in dict(tensors)]
+        if found:
+            return found[0]
         tensors = [(key, value) for key, value in tensors if any(value is out for out in made)]
     return tensors[0][0] if len(tensors) == 1 else None
 
 
-def describe_probabilities(logits):
-    """Name the softmax that a network seems to end in; None where it returns logits."""
+def describe_probabilities(logits, made):
+    """Name the softmax or sigmoid that a network seems to end in; None where it returns logits."""
     for name, values in (("softmax", logits), ("log-softmax", logits.exp())):
-        total = values.sum(1)
-        is_probability = bool((values >= 0).all()) and logits.shape[1] > 1
+        total = values.sum(1) if logits.ndim > 1 else values
+        is_probability = bool((values >= 0).all()) and logits.ndim > 1 and logits.shape[1] > 1
         if is_probability and torch.allclose(total, torch.ones_like(total), atol=1e-3):
             return f"a {name}, so that its outputs are {name.replace('softmax', '')}probabilities"
+    for out in made:
+        if out.numel() == logits.numel() and is_same(out.sigmoid().view(logits.shape), logits):
+            return "a sigmoid, so that its outputs are probabilities"
     return None

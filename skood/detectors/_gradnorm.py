@@ -69,9 +69,9 @@ class GradNormHeadScorer(nn.Module):
 
     def forward(self, features):
         """Score features of shape (n_samples, D), or of each pixel of maps (n_samples, D, H, W)."""
-        if features.ndim == 4:
+        if features.ndim > 2:
             pixels = features.movedim(1, -1)
-            return self(pixels.flatten(0, 2)).view(pixels.shape[:3])
+            return self(pixels.flatten(0, -2)).view(pixels.shape[:-1])
         grad = l1_norm(self.logits_grad(self.head(features), self.temperature))
         return clip_to(grad * (self.weight * l1_norm(features) + self.bias), torch.float64)
 
@@ -111,6 +111,8 @@ class GradNormDetector(ClassifierDetector):
     network whose logits are maps straight from a 1×1 convolution gets one score a pixel, from
     each pixel's own loss. ``GradNorm`` of pytorch-ood 0.4.0 is ``params="all", loss="kl"``; that
     of 0.3.3, and its ``GradNormKL``, are ``params="all", loss="bce"``.
+    A classifier of one logit has a head of two rows, :math:`\mp w/2`: that is what "head" means
+    there; other values of `params` mean the network's own parameters.
 
     References
     ----------
@@ -148,12 +150,15 @@ class GradNormDetector(ClassifierDetector):
             )
             return nn.Identity(), norm
         parts = {of_head[name] for name in chosen}
+        # One logit l stands for (-l/2, l/2), a head of two rows, whose gradients are twice those of
+        # the one row that the network has.
+        share = 0.5 if network.one_logit and self.params != "head" else 1.0
         scorer = GradNormHeadScorer(
             network.head,
             LOSSES[self.loss],
             self.temperature,
-            weight="weight" in parts,
-            bias="bias" in parts,
+            weight=share * ("weight" in parts),
+            bias=share * ("bias" in parts),
         )
         return network.pixels() if maps else network.features(), scorer
 
