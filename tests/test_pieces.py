@@ -460,7 +460,8 @@ def test_bfloat16_networks(cls):
     params = {"alpha": 1.0} if cls is NACDetector else {}
     found = cls(net, **params).partial_fit(X[:30], y[:30])
     found = pickle.loads(pickle.dumps(found)).partial_fit(X[30:], y[30:])
-    assert found.offset_ == pytest.approx(cls(net, **params).fit(X, y).offset_, rel=1e-6)
+    # How much rounding changes scores, by which thresholds are lowered, is measured on first rows.
+    assert found.offset_ == pytest.approx(cls(net, **params).fit(X, y).offset_, rel=1e-5)
 
 
 def test_label_maps(rng):
