@@ -1,7 +1,9 @@
 """Deep out-of-distribution detection as scikit-learn estimators."""
 
-from skood._export import export
+from skood._moved import find_moved_modules
+from skood._version import __version__
 from skood._versions import show_versions
+from skood.data.lazy import provide_distributed
 from skood.detectors import (
     ASHDetector,
     GMMDetector,
@@ -9,10 +11,20 @@ from skood.detectors import (
     NACDetector,
     NNGuideDetector,
 )
-from skood.features import FeatureExtractor
-from skood.persistence import load, save
+from skood.estimators.features import FeatureExtractor
+from skood.files.export import export
+from skood.files.persistence import load, save
 
-__version__ = "0.1.0"
+
+def _load_distributed():
+    """Import what needs dask, which only who has dask collections has."""
+    from skood import distributed
+
+    return distributed
+
+
+find_moved_modules()
+provide_distributed(_load_distributed)
 
 __all__ = [
     "ASHDetector",

@@ -5,6 +5,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from skood._version import __version__
+
 PACKAGES = [
     *("torch", "scikit-learn", "numpy", "scipy", "joblib", "skorch", "tqdm"),
     *("dask", "distributed", "faiss-cpu", "matplotlib", "onnxruntime", "pandas", "polars"),
@@ -21,10 +23,8 @@ def show_versions() -> None:
     >>> skood.show_versions()
     skood              ...
     """
-    import skood
-
     found = {
-        "skood": skood.__version__,
+        "skood": __version__,
         "python": platform.python_version(),
         "machine": platform.platform(),
         **{name: _version_of(name) for name in PACKAGES},

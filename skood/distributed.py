@@ -12,11 +12,11 @@ from dask.sizeof import sizeof
 from torch import nn
 
 from skood._compat import move_to_numpy
-from skood._estimator import computing
-from skood._labels import as_labels, encode_labels, is_label_map
-from skood._modules import private_copy, unwrap
-from skood._pieces import LearnsInPieces
-from skood._states import AccumulatedState, State
+from skood.data.labels import as_labels, encode_labels, is_label_map
+from skood.estimators.network_estimator import computing
+from skood.estimators.pieces import LearnsInPieces
+from skood.learning.states import AccumulatedState, State
+from skood.network.modules import private_copy, unwrap
 
 # States that one task brings together: a tree over 20 000 blocks is 5 high.
 FAN_IN = 8

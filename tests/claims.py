@@ -24,8 +24,9 @@ from skood import ASHDetector, GMMDetector, GradNormDetector, NACDetector, NNGui
 from skood.benchmark import default_detectors, evaluate, train_digits_network
 from skood.calibration import ConformalDetector
 from skood.datasets import load_digits_ood
-from skood.detectors._nac import SATURATED
-from skood.ensemble import COMBINATIONS, EnsembleDetector
+from skood.decisions.combination import COMBINATIONS
+from skood.detectors.layers.nac import SATURATED
+from skood.ensemble import EnsembleDetector
 from skood.metrics import auroc_score, confidence_interval
 from tests.networks import ResNet18, seeded
 from tests.references import (

@@ -10,7 +10,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from sklearn.datasets import load_iris  # noqa: E402
 
-from skood.testing import needs_gpu  # noqa: E402
+from skood.testing.running import needs_gpu  # noqa: E402
 
 # Run by `python -m tests.benchmarks`, and a plugin that has to come before torch.
 collect_ignore = ["benchmarks", "pretended_gpu"]

@@ -8,7 +8,7 @@ from skood import (
     NACDetector,
     NNGuideDetector,
 )
-from skood.testing import name_of as name_of
+from skood.testing.running import name_of as name_of
 
 DETECTORS = [ASHDetector, GMMDetector, GradNormDetector, NACDetector, NNGuideDetector]
 

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from skood._testing_networks import SmallCNN as SmallCNN
-from skood._testing_networks import sample_inputs as sample_inputs
-from skood._testing_networks import seeded as seeded
+from skood.testing.networks import SmallCNN as SmallCNN
+from skood.testing.networks import sample_inputs as sample_inputs
+from skood.testing.networks import seeded as seeded
 
 
 class MLP(nn.Module):

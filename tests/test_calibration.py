@@ -32,9 +32,10 @@ from skood import (
     NACDetector,
     NNGuideDetector,
 )
-from skood._thresholds import lower_quantile
-from skood.calibration import ConformalDetector, conformal_p_values
+from skood.calibration import ConformalDetector
 from skood.datasets import load_digits_ood
+from skood.decisions.p_values import conformal_p_values
+from skood.learning.thresholds import lower_quantile
 from skood.metrics import get_scorer
 
 pytestmark = pytest.mark.filterwarnings(

@@ -30,10 +30,12 @@ from skood import (
     NACDetector,
     NNGuideDetector,
 )
-from skood._thresholds import lower_quantile
-from skood.calibration import ConformalDetector, conformal_p_values
-from skood.detectors._nnguide import NNGuideScorer
-from skood.ensemble import COMBINATIONS, EnsembleDetector
+from skood.calibration import ConformalDetector
+from skood.decisions.combination import COMBINATIONS
+from skood.decisions.p_values import conformal_p_values
+from skood.detectors.head.nnguide import NNGuideScorer
+from skood.ensemble import EnsembleDetector
+from skood.learning.thresholds import lower_quantile
 from skood.metrics import auroc_score
 
 pytestmark = pytest.mark.filterwarnings(

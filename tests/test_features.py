@@ -15,7 +15,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from torch import nn
 
 from skood import FeatureExtractor, GMMDetector, NNGuideDetector
-from skood._arrays import TensorStore, join
+from skood.data.arrays import TensorStore, join
 
 
 class Counting(SmallCNN):

@@ -11,8 +11,8 @@ from networks import ResNet, SmallCNN, seeded
 from torch import nn
 
 from skood import GradNormDetector, NACDetector
-from skood._gradients import PerSampleGradientNorm
 from skood.functional import kl_to_uniform_grad
+from skood.network.parameter_gradients import PerSampleGradientNorm
 
 
 def scorer_of(net, names=None, temperature=1.0):
@@ -388,7 +388,7 @@ def test_one_row_alone_scores_as_in_a_batch(params, branches, monkeypatch):
         scores = detector.set_params(batch_size=size).score_samples(x)
         np.testing.assert_allclose(scores, expected, rtol=1e-10)
     # Micro-batches of two rows, and one that is left over.
-    monkeypatch.setattr("skood._gradients.MICRO_BATCH_BYTES", 1)
+    monkeypatch.setattr("skood.network.parameter_gradients.MICRO_BATCH_BYTES", 1)
     scores = GradNormDetector(net, params=params).fit(x).score_samples(x)
     np.testing.assert_allclose(scores, expected, rtol=1e-10)
 
@@ -406,9 +406,9 @@ def test_one_row_alone_has_the_states_of_a_batch(pooling):
 def test_chosen_parameters_and_micro_batches(monkeypatch):
     net, x = seeded(SmallCNN).double(), rand(9, 1, 8, 8)
     everything = scorer_of(net, temperature=3.0)
-    monkeypatch.setattr("skood._gradients.MICRO_BATCH_BYTES", 1)
-    monkeypatch.setattr("skood._gradients.BLOCK_ELEMENTS", 1)
-    monkeypatch.setattr("skood._gradients.LARGE_MATRIX", 100)
+    monkeypatch.setattr("skood.network.parameter_gradients.MICRO_BATCH_BYTES", 1)
+    monkeypatch.setattr("skood.network.parameter_gradients.BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr("skood.network.parameter_gradients.LARGE_MATRIX", 100)
     for names in (None, ["conv1.weight"], ["bn.bias", "conv2.weight"]):
         scores = scorer_of(net, names, 3.0)(x)
         np.testing.assert_allclose(scores, ref.gradnorm(net, x, names, "kl", 3.0), rtol=1e-12)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, kstest, norm
 from sklearn.exceptions import UndefinedMetricWarning
 
-from skood import _intervals
 from skood.metrics import (
     aupr_in_score,
     aupr_out_score,
@@ -27,6 +26,7 @@ from skood.metrics import (
     paired_test,
     segmentation_score,
 )
+from skood.metrics import resampling as _intervals
 
 OF_SCORES = {
     "aupr_in": aupr_in_score,

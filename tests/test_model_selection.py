@@ -24,7 +24,8 @@ from sklearn.svm import OneClassSVM
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skood import FeatureExtractor, GMMDetector, NNGuideDetector
-from skood.metrics import _known_labels, auroc_score, get_scorer
+from skood.metrics import auroc_score, get_scorer
+from skood.metrics.scorers import known_labels
 from skood.model_selection import FitOnInliers, LeaveClassesOut, OODStratifiedKFold
 
 DETECTORS = [
@@ -402,13 +403,13 @@ def test_known_classes_are_found_through_what_is_around_them(mixed):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             fitted = clone(estimator).fit(X[seen], y[seen])
-        assert list(_known_labels(fitted)) == [0, 1]
+        assert list(known_labels(fitted)) == [0, 1]
         expected = auroc_score(np.where((y < 0) | (y == 2), -1, 1), fitted.score_samples(X))
         assert get_scorer("auroc")(fitted, X, y) == expected
-    assert list(_known_labels(FitOnInliers(frozen).fit(X[seen], y[seen]))) == [0, 1, 2]
-    known = _known_labels(FitOnInliers(NNGuideDetector(head)).fit(X[seen], y[seen]))
+    assert list(known_labels(FitOnInliers(frozen).fit(X[seen], y[seen]))) == [0, 1, 2]
+    known = known_labels(FitOnInliers(NNGuideDetector(head)).fit(X[seen], y[seen]))
     assert list(known) == [0, 1, 2]
-    assert _known_labels(make_pipeline(StandardScaler(), forest).fit(X)) is None
+    assert known_labels(make_pipeline(StandardScaler(), forest).fit(X)) is None
 
 
 def test_a_fixed_network_that_may_know_the_held_out_classes_is_told(iris):

@@ -11,9 +11,9 @@ from sklearn.base import clone
 
 import skood
 from skood._compat import Interval
-from skood._kinds import FeatureDetector
-from skood._parameters import param
 from skood.base import BaseDetector
+from skood.estimators.kinds import FeatureDetector
+from skood.estimators.parameters import param
 
 ESTIMATORS = [
     cls

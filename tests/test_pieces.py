@@ -35,9 +35,9 @@ from skood import (
     NACDetector,
     NNGuideDetector,
 )
-from skood import _states as states
-from skood._states import Reservoir
 from skood.calibration import ConformalDetector
+from skood.learning import states as states
+from skood.learning.states import Reservoir
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The features are signed", "ignore:k=", "ignore:The covariance"

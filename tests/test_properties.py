@@ -13,9 +13,9 @@ from sklearn.base import clone
 from torch import nn
 
 from skood import ASHDetector, GMMDetector, GradNormDetector, NACDetector, NNGuideDetector
-from skood.detectors._ash import largest_mask
+from skood.detectors.shaping.ash import largest_mask
 from skood.functional import all_finite, energy
-from skood.testing import check_rows_are_scored_each_on_its_own
+from skood.testing.scores import check_rows_are_scored_each_on_its_own
 
 ALL = pytest.mark.parametrize("detector", SETTINGS, ids=name_of)
 pytestmark = pytest.mark.filterwarnings(

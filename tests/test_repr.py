@@ -16,7 +16,7 @@ from skood import ASHDetector, FeatureExtractor, GMMDetector, NNGuideDetector
 from skood.calibration import ConformalDetector
 from skood.ensemble import EnsembleDetector
 from skood.open_set import OpenSetClassifier
-from skood.testing import assert_untouched, snapshot
+from skood.testing.common import assert_untouched, snapshot
 
 LINE = "<ResNet18: 11,181,642 parameters on cpu>"
 

@@ -19,11 +19,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import skood
 from skood import GMMDetector, NNGuideDetector, persistence
-from skood._gaussians import ClassMoments, FoldMoments
-from skood._keys import entry_keys, row_keys
-from skood._learning import LearnedModule, LearningScorer
-from skood._states import Extremes, LogSums, Reservoir, State, StateList
 from skood.base import BaseDetector
+from skood.learning.gaussians import ClassMoments, FoldMoments
+from skood.learning.keys import entry_keys, row_keys
+from skood.learning.learning import LearnedModule, LearningScorer
+from skood.learning.states import Extremes, LogSums, Reservoir, State, StateList
 
 pytestmark = pytest.mark.filterwarnings("ignore:X has feature names")
 some = settings(

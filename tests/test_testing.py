@@ -10,7 +10,8 @@ import torch
 from sklearn.exceptions import SkipTestWarning
 
 from skood import GMMDetector
-from skood.testing import KINDS, check_detector, detector_checks, name_of
+from skood.testing import check_detector, detector_checks
+from skood.testing.running import KINDS, name_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

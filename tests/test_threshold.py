@@ -18,9 +18,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 
 from skood import ASHDetector, GMMDetector, GradNormDetector, NACDetector, NNGuideDetector
-from skood._thresholds import lower_quantile
 from skood.base import BaseDetector
-from skood.detectors._nnguide import NNGuideScorer
+from skood.detectors.head.nnguide import NNGuideScorer
+from skood.learning.thresholds import lower_quantile
 
 pytestmark = pytest.mark.filterwarnings("ignore:The features are signed", "ignore:.*is singular")
 

@@ -1,9 +1,9 @@
 """One method a file."""
 
-from skood.detectors._ash import ASHDetector
-from skood.detectors._gmm import GMMDetector
-from skood.detectors._gradnorm import GradNormDetector
-from skood.detectors._nac import NACDetector
-from skood.detectors._nnguide import NNGuideDetector
+from skood.detectors.features.gmm import GMMDetector
+from skood.detectors.gradients.gradnorm import GradNormDetector
+from skood.detectors.head.nnguide import NNGuideDetector
+from skood.detectors.layers.nac import NACDetector
+from skood.detectors.shaping.ash import ASHDetector
 
 __all__ = ["ASHDetector", "GMMDetector", "GradNormDetector", "NACDetector", "NNGuideDetector"]

@@ -11,10 +11,10 @@ from sklearn.base import is_classifier
 from sklearn.utils import check_consistent_length
 
 from skood._compat import move_to_numpy
-from skood._labels import IGNORED, as_labels, is_label_map, is_ood
-from skood._model import warn_of_unseen
 from skood._typing import Inputs, Labels, Scores
-from skood.metrics import _check_scores, _known_labels, _score_rows
+from skood.data.labels import IGNORED, as_labels, is_label_map, is_ood
+from skood.metrics.rows import check_scores
+from skood.metrics.scorers import known_labels, score_rows, warn_of_unseen
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,7 +87,7 @@ def responses(estimator, X):
         return move_to_numpy(estimator.decision_function(X)), 0.0, "decision_function"
     # The decisions of an OpenSetClassifier are about its classes.
     threshold = getattr(getattr(estimator, "detector_", None), "offset_", None)
-    return move_to_numpy(_score_rows(estimator, X)), threshold, "score_samples"
+    return move_to_numpy(score_rows(estimator, X)), threshold, "score_samples"
 
 
 def split_scores(y, scores, ood_labels, known=None):
@@ -96,7 +96,7 @@ def split_scores(y, scores, ood_labels, known=None):
     if is_label_map(y):
         y = move_to_numpy(y)
         scores, y = scores[y != IGNORED], y[y != IGNORED]
-    scores, labels, ood = _check_scores(scores), as_labels(y), is_ood(y, known)
+    scores, labels, ood = check_scores(scores), as_labels(y), is_ood(y, known)
     check_consistent_length(labels, scores)
     if ood.all() or not ood.any():
         raise ValueError(
@@ -180,7 +180,7 @@ class ScoresDisplay:
         scores, threshold, score_name = responses(estimator, X)
         known = None
         if not is_label_map(y):
-            known = _known_labels(estimator)
+            known = known_labels(estimator)
             warn_of_unseen(estimator, y, is_ood(y, known))
         inside, outside = split_scores(y, scores, ood_labels, known)
         display = cls(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from skood._typing import Labels, RandomState, Scores
-from skood.metrics import _SCORERS, _values, confidence_interval
+from skood.metrics.inference import confidence_interval, metric_values
+from skood.metrics.scorers import SCORERS
 from skood.plots._common import (
     MARKERS,
     SHADE,
@@ -94,7 +95,7 @@ class DetectorComparisonDisplay:
         display : DetectorComparisonDisplay
             Itself.
         """
-        sign = _SCORERS[self.metric][1] if self.metric in _SCORERS else 1
+        sign = SCORERS[self.metric][1] if self.metric in SCORERS else 1
         n_rows, n_ood = len(self.detectors), len(self.ood)
         ax, self.figure_ = new_axes(ax, (6.4, 1.4 + n_rows * (0.25 + 0.15 * n_ood)))
         self.ax_ = ax
@@ -205,7 +206,7 @@ class DetectorComparisonDisplay:
                     n_resamples=n_resamples,
                     random_state=random_state,
                 )
-                values.append([*_values([metric], y, None, both), *interval])
+                values.append([*metric_values([metric], y, None, both), *interval])
         values = np.reshape(values, (len(y_scores), len(outside), 3))
         display = cls(detectors=list(y_scores), ood=list(outside), values=values, metric=metric)
         return display.plot(ax)

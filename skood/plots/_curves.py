@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from skood.metrics import _SCORERS, _threshold_at_tpr, auroc_score
+from skood.metrics.ranking import auroc_score
+from skood.metrics.rows import threshold_at_tpr
+from skood.metrics.scorers import SCORERS
 from skood.plots._common import (
     GRAY,
     ScoresDisplay,
@@ -30,7 +32,7 @@ class _CurveDisplay(ScoresDisplay):
         """Draw ``trace(ood, threshold)``: x, y, a point of the curve and what to call it."""
         if tpr is None and self.threshold is None:
             raise ValueError("There is no threshold to mark: give the share tpr, such as 0.95.")
-        threshold = self.threshold if tpr is None else _threshold_at_tpr(self.scores, tpr)
+        threshold = self.threshold if tpr is None else threshold_at_tpr(self.scores, tpr)
         ax, self.figure_ = new_axes(ax, (6, 5.6))
         self.ax_ = ax
         self.line_, self.point_ = [], []
@@ -238,7 +240,7 @@ class OODPrecisionRecallDisplay(_CurveDisplay):
             found, falsely = np.sum(ood < threshold), np.sum(self.scores < threshold)
             # As scikit-learn has it, the curve ends in a precision of 1 where nothing is called.
             precise = found / (found + falsely) if found + falsely else 1.0
-            area = _SCORERS["aupr_out"][0](y, both)
+            area = SCORERS["aupr_out"][0](y, both)
             return recall, precision, ([found / len(ood)], [precise]), f"AUPR-out {area:.3f}"
 
         self._draw_curves(ax, tpr, curve_kwargs, trace)

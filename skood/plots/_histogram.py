@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from scipy.stats import gaussian_kde
 
-from skood.metrics import auroc_score
+from skood.metrics.ranking import auroc_score
 from skood.plots._common import (
     COLORS,
     GRAY,

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import betabinom, binom
 
-from skood._labels import is_ood
 from skood._typing import Inputs, Labels
-from skood.calibration import ROUNDING
-from skood.metrics import _check_scores, _known_labels
+from skood.data.labels import is_ood
+from skood.decisions.p_values import ROUNDING
+from skood.metrics.rows import check_scores
+from skood.metrics.scorers import known_labels
 from skood.plots._common import COLORS, as_percent, import_matplotlib, new_axes, set_title
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ class PValueDisplay:
         import_matplotlib("figure")
         p_values = estimator.p_values(X)
         if y is not None:
-            p_values = p_values[~is_ood(y, _known_labels(estimator))]
+            p_values = p_values[~is_ood(y, known_labels(estimator))]
         return cls.from_predictions(
             p_values,
             n_calibration=estimator.n_calibration_,
@@ -229,7 +230,7 @@ class PValueDisplay:
         display : PValueDisplay
             The display, drawn.
         """
-        p_values = _check_scores(p_values, "p_values")
+        p_values = check_scores(p_values, "p_values")
         if p_values.min() < 0 or p_values.max() > 1:
             raise ValueError("p_values must lie in [0, 1].")
         display = cls(p_values=p_values, n_calibration=n_calibration, alpha=alpha, name=name)

@@ -16,8 +16,8 @@ from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 from skood import ASHDetector, GMMDetector, GradNormDetector, NACDetector, NNGuideDetector
-from skood._learning import learn
-from skood.detectors._ash import Shaping
+from skood.detectors.shaping.ash import Shaping
+from skood.learning.learning import learn
 from skood.metrics import auroc_score, fpr_at_tpr_score
 from tests.benchmarks import yardsticks
 from tests.benchmarks.harness import Figure, Pair, peak_mib, seconds

@@ -1,0 +1,1 @@
+"""Rows: arrays, streams and labels of any library."""

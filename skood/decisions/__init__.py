@@ -1,0 +1,1 @@
+"""Decisions on scores: calibration, ensembles, open sets, model selection."""

@@ -1,0 +1,490 @@
+"""Thresholds that hold on fresh rows: conformal p-values around any outlier detector."""
+
+import math
+from numbers import Integral, Real
+from typing import Any, Self
+
+import numpy as np
+from scipy.stats import false_discovery_control
+from sklearn.base import BaseEstimator, OutlierMixin, clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import KFold, StratifiedKFold, train_test_split
+from sklearn.utils import get_tags
+from sklearn.utils.validation import check_is_fitted
+
+from skood._compat import HasMethods, Interval, StrOptions, _fit_context, move_to_numpy
+from skood._typing import Inputs, Labels, RandomState
+from skood._warnings import warn
+from skood.data.labels import as_labels, is_ood, warn_of_class_scorer
+from skood.data.streams import is_stream
+from skood.decisions.p_values import ROUNDING, check_scores, conformal_p_values
+from skood.decisions.rows import in_distribution, n_rows, take
+from skood.estimators.base import BaseDetector
+from skood.estimators.network_estimator import OneState, consistent, drafted
+from skood.learning.learning import threshold_rows
+from skood.metrics.scorers import get_scorer, known_labels, score_rows
+from skood.network.model import is_trained
+
+
+class ConformalDetector(OneState, OutlierMixin, BaseEstimator):
+    r"""Conformal p-values of any outlier detector, and a threshold that keeps its promise.
+
+    The p-value of a row is about the share of in-distribution rows that look as unusual. With the
+    scores :math:`s_i` of n calibration rows, which the detector has not learned from,
+
+    .. math:: p(x) = \frac{1 + \#\{i : s_i \le s(x)\}}{n + 1}.
+
+    ``predict`` calls a row out-of-distribution if :math:`p \le` `alpha`.
+
+    **What is guaranteed.** For any detector and any data, a fresh in-distribution row has
+    :math:`P(p \le t) \le t` for every t: of such rows at most a share `alpha` is called
+    out-of-distribution, and exactly ``floor((n + 1) alpha) / (n + 1)`` where no scores are equal.
+    This is an average over draws of the calibration rows: at 5 %, a single fit with 200 of them
+    gives 2.4 to 8.4 % in 95 % of cases, one with 2 000 gives 4.1 to 6.0 %. The guarantee is that of
+    ``method="split"``; what the others keep of it stands under `method`.
+
+    **What it takes.** That calibration rows and fresh rows are exchangeable: shuffled together, no
+    one could tell which are which. This fails, and false alarms rise, if the detector **or its
+    network** has learned from the calibration rows but not from the fresh ones, and if the fresh
+    rows come from another time, place or camera. Calibrate on rows that the network was not
+    trained on: with rows of its training 5 % became 6.8 to 8.8 % over the five detectors on
+    digits, and 8.5 to 14 % on CIFAR-10.
+
+    Parameters
+    ----------
+    detector : estimator
+        Any outlier detector with ``score_samples`` or ``decision_function``, higher = more
+        in-distribution: skood's, scikit-learn's (`LocalOutlierFactor` with ``novelty=True``), a
+        Pipeline that ends in one. It is cloned and fitted on the rows that do not calibrate, and so
+        is a skorch net inside of it. A trained ``nn.Module`` inside stays as it is: give ``fit``
+        rows that it has not seen, or `X_cal`. In a `FrozenEstimator` the whole detector is used
+        as fitted, and all rows of ``fit`` calibrate.
+    method : {"split", "cross", "loo"}, default="split"
+        Which rows calibrate.
+
+        - "split": a random share `calibration_size`, and the detector is fitted on the rest.
+        - "cross": all, in folds of that size. Each fold is scored by a detector fitted on the other
+          folds, all of which are kept; a row is compared to each fold under the detector of that
+          fold (cross+). For rows too few to be split. Fitting and scoring take as many times as
+          long as there are folds. Guaranteed is about :math:`P(p \le t) \le 2t`. Measured at 5 %:
+          4.8 to 5.0 % with 600 rows; less where detectors differ from fold to fold, down to 2.8 %
+          for a forest of 20 trees on 200 rows.
+        - "loo": all, each scored in closed form as if one detector, fitted on all rows, had not
+          learned from it. For skood's detectors, and as fast as fitting one. Exact for
+          `ASHDetector` and `GradNormDetector` on a trained network, which learn nothing from rows;
+          for the others there is no guarantee: at 5 % Gaussians had 5.4 %. What ``fit`` trains as
+          `model` is not left out: with the head of ``model=None`` it was 5.5 to 5.7 %.
+    calibration_size : float or int, default=0.2
+        The share or number of rows that are held out at a time.
+    alpha : float, default=0.05
+        The share of false alarms; with `fdr` the false discovery rate.
+    tail : {"none", "exponential"}, default="none"
+        Without a tail all rows below the smallest calibration score have :math:`p = 1/(n+1)`. An
+        exponential tail, fitted to the lowest tenth of the calibration scores, ranks them. P-values
+        of :math:`1/(n+1)` and more stay what they are; those below are extrapolated and carry no
+        guarantee.
+    class_conditional : bool or fitted classifier, default=False
+        Keep the false alarms in each class at `alpha`, not just in all together.
+
+        - True: the p-value is the largest of those of the classes, each of which compares to
+          calibration rows with this label; without y all rows are one class. The guarantee holds
+          within each true class; a class with many unusual rows makes the threshold low for all.
+        - A `FrozenEstimator` of a classifier, trained on other rows: a row is compared to
+          calibration rows with the same predicted class. The guarantee holds within each predicted
+          class.
+    fdr : {None, "bh", "by"}, default=None
+        Let ``predict`` control the false discovery rate of the batch that it is given: among the
+        rows called out-of-distribution, the expected share of false ones is at most `alpha`. "bh"
+        is Benjamini and Hochberg's procedure, proved for independent rows, "split" and no tail;
+        "by" is Benjamini and Yekutieli's, for p-values that depend on each other in any way, which
+        calls fewer.
+    random_state : int, RandomState or None, default=None
+        Draws the calibration rows or folds. The detector has its own.
+
+    Attributes
+    ----------
+    offset_ : float
+        The threshold on what ``score_samples`` gives: `alpha`, or its logarithm with a tail, plus a
+        trifle for rounding.
+    detectors_ : list of estimator
+        The fitted detectors: one, or one a fold.
+    n_calibration_ : int
+        The number of calibration rows.
+    known_classes_ : array of shape (n_classes,)
+        The in-distribution labels, where y was given or the detector knows them.
+    n_features_in_ : int
+        As the detector has it.
+    feature_names_in_ : ndarray of shape (n_features,)
+        As the detector has it.
+
+    See Also
+    --------
+    skood.metrics.auroc_score : What ``score`` returns; a threshold plays no part in it.
+
+    Notes
+    -----
+    Levels below :math:`1/(n+1)` are out of reach: ``fit`` warns when that leaves no row to be
+    called out-of-distribution. Ties among scores make p-values larger, never smaller.
+
+    Calibrating on folds but scoring by one detector of all rows, which would save the time of
+    "cross", is not offered: the fewer rows a detector has learned from, the lower it scores those
+    that it has not seen, so that the threshold comes out far too low.
+
+    References
+    ----------
+    Bates et al., "Testing for outliers with conformal p-values", Annals of Statistics 51(1), 2023.
+
+    Barber et al., "Predictive inference with the jackknife+", Annals of Statistics 49(1), 2021.
+
+    Vovk, "Cross-conformal predictors", Annals of Mathematics and Artificial Intelligence 74, 2015.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skood import GMMDetector
+    >>> from skood.calibration import ConformalDetector
+    >>> X, y = load_iris(return_X_y=True)
+    >>> detector = ConformalDetector(GMMDetector(), method="loo").fit(X, y)
+    >>> rows = [[5.1, 3.5, 1.4, 0.2], [0.0, 0.0, 0.0, 0.0]]
+    >>> detector.p_values(rows).round(3)
+    array([0.993, 0.007])
+    >>> detector.predict(rows)
+    array([ 1, -1])
+    """
+
+    _parameter_constraints = {
+        "detector": [HasMethods("fit")],
+        "method": [StrOptions({"split", "cross", "loo"})],
+        "calibration_size": [
+            Interval(Real, 0, 1, closed="neither"),
+            Interval(Integral, 1, None, closed="left"),
+        ],
+        "alpha": [Interval(Real, 0, 1, closed="neither")],
+        "tail": [StrOptions({"none", "exponential"})],
+        "class_conditional": ["boolean", HasMethods("predict")],
+        "fdr": [StrOptions({"bh", "by"}), None],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        detector: Any,
+        method: str = "split",
+        calibration_size: int | float = 0.2,
+        alpha: float = 0.05,
+        *,
+        tail: str = "none",
+        class_conditional: bool = False,
+        fdr: str | None = None,
+        random_state: RandomState = None,
+    ) -> None:
+        self.detector = detector
+        self.method = method
+        self.calibration_size = calibration_size
+        self.alpha = alpha
+        self.tail = tail
+        self.class_conditional = class_conditional
+        self.fdr = fdr
+        self.random_state = random_state
+
+    @drafted
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(
+        self,
+        X: Inputs,
+        y: Labels | None = None,
+        X_cal: Inputs | None = None,
+        y_cal: Labels | None = None,
+    ) -> Self:
+        """Fit the detector and calibrate it.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            What the detector takes. A ``Dataset`` or ``DataLoader`` cannot be split, and goes with
+            `X_cal`, with ``method="loo"`` or with a frozen detector.
+        y : array-like of shape (n_samples,), default=None
+            Class labels of any kind. Rows whose label is a negative number are
+            out-of-distribution: they are left out, before any detector sees them.
+        X_cal : array-like of shape (n_calibration, ...), default=None
+            Rows to calibrate on, in-distribution and seen by neither the detector nor its network.
+            The detector is then fitted on all of X.
+        y_cal : array-like of shape (n_calibration,), default=None
+            Their labels; rows with a negative one are left out.
+
+        Returns
+        -------
+        self : object
+            The fitted detector.
+        """
+        X, y = in_distribution(X, y)
+        if X_cal is not None and self.method != "split":
+            raise ValueError(f"X_cal leaves nothing for method={self.method!r} to choose.")
+        if X_cal is None and isinstance(self.detector, FrozenEstimator):
+            X_cal, y_cal = X, y
+        if X_cal is not None and self._within_labels and (y is None) != (y_cal is None):
+            raise ValueError("class_conditional=True needs labels of X and of X_cal: y and y_cal.")
+        if X_cal is None and self.method == "loo":
+            detectors, scores = self._leave_one_out(X, y)
+            group = self._group(X, y, len(scores[0]))
+            groups = [group[threshold_rows(len(group), len(scores[0]))]]
+        else:
+            detectors, scores, groups = [], [], []
+            folds = self._hold_out(X, y) if X_cal is None else [(X, y, X_cal, y_cal)]
+            for X_fit, y_fit, X_held, y_held in folds:
+                detectors.append(clone(self.detector).fit(X_fit, y_fit))
+                held = self._scores(detectors[-1], X_held, calibrates=True)
+                if y_held is not None and len(as_labels(y_held)) != len(held):
+                    raise ValueError(
+                        f"X_cal has {len(held)} rows and y_cal {len(as_labels(y_held))} labels: "
+                        "one label for each row is needed."
+                    )
+                scores.append(held if y_held is None else held[~is_ood(y_held)])
+                groups.append(self._group(X_held, y_held, len(scores[-1])))
+        n_calibration = sum(map(len, scores))
+        if n_calibration == 0:
+            raise ValueError("X_cal holds no in-distribution row: all of y_cal is negative.")
+        names, known = np.unique(np.concatenate(groups)), known_labels(detectors[0])
+        known = None if known is None else move_to_numpy(known)
+        if y is not None:
+            labels = np.unique(as_labels(y)[~is_ood(y)])
+            known = labels if known is None else np.union1d(known, labels)
+            # A class without calibration rows has p-value 1.
+            names = np.union1d(names, labels) if self._within_labels else names
+        self.__dict__.pop("known_classes_", None)
+        if known is not None:
+            self.known_classes_ = known
+        self._calibration = [
+            (name, [np.sort(s[g == name]) for s, g in zip(scores, groups, strict=True)])
+            for name in names
+        ]
+        self.detectors_ = detectors
+        self.n_calibration_ = n_calibration
+        threshold = self.alpha * (1 + ROUNDING)
+        self.offset_ = math.log(threshold) if self.tail == "exponential" else threshold
+        self._warn_of_few()
+        return self
+
+    @property
+    def _within_labels(self):
+        """True when rows are compared to the calibration rows of each class."""
+        return bool(self.class_conditional) and not self._within_predicted
+
+    @property
+    def _within_predicted(self):
+        """True when rows are compared to calibration rows of the same predicted class."""
+        return hasattr(self.class_conditional, "predict")
+
+    def _hold_out(self, X, y):
+        """Yield (X, y) to fit on and (X, y) to calibrate on."""
+        if is_stream(X):
+            raise TypeError(
+                f"X is a {type(X).__name__}, which cannot be split. Give rows to calibrate on, "
+                "fit(X, y, X_cal), or arrays."
+            )
+        n_samples = n_rows(X)
+        indices = np.arange(n_samples)
+        # Only within classes are rows of a stratified sample exchangeable with fresh ones.
+        strata = y if self._within_labels else None
+        size, random_state = self.calibration_size, self.random_state
+        if self.method == "split":
+            split = train_test_split(
+                indices, test_size=size, stratify=strata, random_state=random_state
+            )
+            splits = [split]
+        else:
+            share = size / n_samples if isinstance(size, Integral) else size
+            KFolds = KFold if strata is None else StratifiedKFold
+            n_folds = min(max(2, round(1 / share)), n_samples)
+            splits = KFolds(n_folds, shuffle=True, random_state=random_state).split(indices, strata)
+        for rest, held in splits:
+            rest, held = np.sort(rest), np.sort(held)
+            labels = (None, None) if y is None else (y[rest], y[held])
+            yield take(X, rest), labels[0], take(X, held), labels[1]
+
+    def _leave_one_out(self, X, y):
+        """Return a detector fitted on all rows, and their scores as if not learned from."""
+        if not isinstance(self.detector, BaseDetector):
+            raise TypeError(
+                "method='loo' takes leave-one-out scores in closed form, which skood's detectors "
+                f"have; {type(self.detector).__name__} has none. Use method='cross'."
+            )
+        model = self.detector.model
+        if model is not None and not is_trained(model):
+            warn(
+                f"{type(model).__name__} is trained on the very rows that calibrate, which "
+                "method='loo' does not leave out: expect more false alarms than alpha. Use "
+                "method='split' or 'cross'."
+            )
+        detector = clone(self.detector)
+        return [detector], [check_scores(detector._fit(X, y), calibrates=True)]
+
+    def _group(self, X, y, n_inside):
+        """Return what each in-distribution row is compared within."""
+        inside = slice(None) if y is None else ~is_ood(y)
+        if self._within_predicted:
+            return np.asarray(self.class_conditional.predict(X))[inside]
+        if y is None or not self.class_conditional:
+            return np.zeros(n_inside)
+        return as_labels(y)[inside]
+
+    def _scores(self, detector, X, calibrates=False):
+        return check_scores(score_rows(detector, X), calibrates)
+
+    def _warn_of_few(self):
+        """Warn when no p-value can fall to alpha."""
+        for name, calibration in self._calibration:
+            n = sum(map(len, calibration))
+            if (n + 1) * self.alpha * (1 + ROUNDING) < 1:
+                of_class = f" of class {name}" if self.class_conditional else ""
+                consequence = (
+                    "rests on the exponential tail alone"
+                    if self.tail == "exponential" and n
+                    else "calls no row out-of-distribution"
+                )
+                least = math.ceil(1 / self.alpha * (1 - ROUNDING)) - 1
+                warn(
+                    f"There are {n} calibration rows{of_class}, too few for alpha={self.alpha}, "
+                    f"which takes {least}: predict {consequence}"
+                    f"{' that is predicted to be of it' if self._within_predicted else ''}."
+                )
+
+    def _p_values(self, X, log):
+        """Return p-values or their logarithms."""
+        check_is_fitted(self)
+        scores = [self._scores(detector, X) for detector in self.detectors_]
+        predicted = self.class_conditional.predict(X) if self._within_predicted else None
+        largest = np.full(len(scores[0]), -np.inf)
+        for name, calibration in self._calibration:
+            p_values = conformal_p_values(calibration, scores, tail=self.tail, log=log)
+            if predicted is not None:
+                p_values[predicted != name] = -np.inf
+            largest = np.maximum(largest, p_values)
+        # Nothing speaks against a row whose predicted class has no calibration row.
+        largest[np.isneginf(largest)] = 0 if log else 1
+        return largest
+
+    @consistent
+    def p_values(self, X: Inputs) -> np.ndarray:
+        """Return conformal p-values.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            As in ``fit``.
+
+        Returns
+        -------
+        p_values : ndarray of shape (n_samples,)
+            Between 0 and 1; low for rows that look out-of-distribution.
+        """
+        return self._p_values(X, log=False)
+
+    @consistent
+    def score_samples(self, X: Inputs) -> np.ndarray:
+        """Return p-values as scores, higher = more in-distribution.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            As in ``fit``.
+
+        Returns
+        -------
+        scores : ndarray of shape (n_samples,)
+            The p-values; with ``tail="exponential"`` their logarithms, since those of far rows
+            underflow.
+        """
+        return self._p_values(X, log=self.tail == "exponential")
+
+    @consistent
+    def decision_function(self, X: Inputs) -> np.ndarray:
+        """Return ``score_samples(X) - offset_``: p-values less alpha, or the same of logarithms.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            As in ``fit``.
+
+        Returns
+        -------
+        decision : ndarray of shape (n_samples,)
+            Negative for rows that ``predict`` calls out-of-distribution. With `fdr` the p-values
+            are those that the procedure adjusts to the batch, and depend on all its rows.
+        """
+        warn_of_class_scorer()
+        if self.fdr is None:
+            return self.score_samples(X) - self.offset_
+        adjusted = false_discovery_control(self.p_values(X), method=self.fdr)
+        if self.tail == "exponential":
+            adjusted = np.log(np.maximum(adjusted, np.finfo(np.float64).tiny))
+        return adjusted - self.offset_
+
+    @consistent
+    def predict(self, X: Inputs) -> np.ndarray:
+        """Tell in-distribution from out-of-distribution rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            As in ``fit``; with `fdr` the batch whose false discoveries are controlled.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,), dtype int64
+            -1 for out-of-distribution, a p-value of `alpha` or less, else +1.
+        """
+        return np.where(self.decision_function(X) >= 0, 1, -1)
+
+    def fit_predict(self, X: Inputs, y: Labels | None = None) -> np.ndarray:
+        """Fit on X and y, and predict X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            See ``fit``.
+        y : array-like of shape (n_samples,), default=None
+            See ``fit``.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,), dtype int64
+            +1 for in-distribution, -1 for out-of-distribution.
+        """
+        # OutlierMixin's own drops y.
+        return self.fit(X, y).predict(X)
+
+    @consistent
+    def score(self, X: Inputs, y: Labels) -> float:
+        """Area under the ROC curve of in-distribution against out-of-distribution rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            As in ``fit``.
+        y : array-like of shape (n_samples,)
+            Labels. A row is out-of-distribution if its label is negative or not among
+            ``known_classes_``.
+
+        Returns
+        -------
+        auroc : float
+            1 is perfect, 0.5 is chance. That of the detector but for ties: rows below all
+            calibration scores are equal without a tail.
+        """
+        return get_scorer("auroc")(self, X, y)
+
+    @property
+    def n_features_in_(self) -> int:
+        """As the detector has it."""
+        return self.detectors_[0].n_features_in_
+
+    @property
+    def feature_names_in_(self) -> np.ndarray:
+        """As the detector has it."""
+        return self.detectors_[0].feature_names_in_
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags = get_tags(self.detector).input_tags
+        return tags

@@ -1,0 +1,1 @@
+"""Methods that shape activations and score the logits that follow."""

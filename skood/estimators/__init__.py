@@ -1,0 +1,1 @@
+"""What all detectors are made of: parameters, passes, thresholds."""

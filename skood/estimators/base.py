@@ -1,0 +1,517 @@
+"""The base of all detectors: validation, passes over batches, the threshold, ±1 and AUROC."""
+
+import copy
+from functools import partial
+from numbers import Real
+from typing import Self
+
+import numpy as np
+import torch
+from sklearn.base import OutlierMixin
+from sklearn.callback import CallbackSupportMixin
+from sklearn.utils import check_random_state
+from torch import nn
+
+from skood._compat import Interval, _fit_context, move_to_numpy
+from skood._typing import Inputs, Labels
+from skood._warnings import silent
+from skood.data.arrays import PIECE_BYTES, feature_batch_rows, join, namespace_of
+from skood.data.labels import is_label_map, is_numeric, is_ood, map_kinds, warn_of_class_scorer
+from skood.data.lazy import is_dask, lazy, load_distributed
+from skood.data.streams import Stream, is_stream
+from skood.estimators.network_estimator import NetworkEstimator, computing, consistent
+from skood.estimators.parameters import param
+from skood.estimators.pieces import LearnsInPieces, unlearned
+from skood.functional import all_finite, clip_to
+from skood.learning.learning import (
+    LearningScorer,
+    key_seed,
+    learn,
+    learned_buffers,
+    learned_parts,
+    threshold_rows,
+)
+from skood.learning.thresholds import N_ULPS, epsilon, lower_quantile, rounding_of
+from skood.metrics.ranking import auroc_score
+from skood.metrics.scorers import warn_of_unseen
+from skood.network.model import cross_fitted_heads, frozen_classes
+from skood.network.network import Network
+
+__all__ = ["BaseDetector"]
+
+# Of more values in X a head is not fitted again: see docs/guide/thresholds.md.
+CROSS_FITTED_VALUES = 2**21
+
+
+class FittedAttributes:
+    """The types of what ``fit`` sets: apart from the parameters, which are annotated too."""
+
+    offset_: float
+    scorer_: nn.Module
+    known_classes_: np.ndarray
+    accuracy_: float
+    n_features_in_: int
+    n_samples_seen_: int
+
+
+class BaseDetector(
+    FittedAttributes, LearnsInPieces, CallbackSupportMixin, OutlierMixin, NetworkEstimator
+):
+    """Base of all detectors.
+
+    A subclass says how a network is cut and what scores the result: ``_build(network)`` returns
+    ``(body, scorer)``, two modules: X → what the method consumes → scores. A scorer that learns
+    from rows is a `LearningScorer`.
+
+    Parameters
+    ----------
+    false_alarm_rate : float, default=0.05
+        The share of in-distribution rows that ``predict`` may call out-of-distribution.
+
+    Attributes
+    ----------
+    offset_ : float
+        The threshold on the scores.
+    scorer_ : nn.Module
+        Maps what the method consumes to scores; its buffers hold what was learned.
+    known_classes_ : array of shape (n_classes,)
+        The in-distribution labels, where y was given.
+    accuracy_ : float
+        The share of the in-distribution rows of ``fit`` whose largest logit is that of their
+        label, as the method sees the logits. There where a trained network gives them and labels
+        tell which is theirs: numbers of logits, or the classes of a frozen classifier.
+    n_samples_seen_ : int
+        In-distribution rows that ``partial_fit`` has learned from; after it alone.
+    """
+
+    false_alarm_rate: float = param(Interval(Real, 0, 0.5, closed="right"), default=0.05)
+
+    _min_samples = 2
+    # The end of the message when a score is not finite.
+    _non_finite_hint = "Are the rows scaled as those of fit?"
+
+    def _build(self, network):
+        """Return the modules that map X to what the method consumes, and that to scores."""
+        raise NotImplementedError
+
+    @property
+    def looks_inside(self) -> bool:
+        """True when parameters name layers or weights other than the last linear layer."""
+        return any(
+            getattr(self, name, None) not in (None, "head")
+            for name in ("layer", "layers", "params")
+        )
+
+    def _inspect(self, scorer, inputs):
+        """Warn of what the first batch shows to be unfit for the method."""
+
+    def _fitted_attributes(self, scorer):
+        """Return more fitted attributes, as a dict."""
+        return {}
+
+    def fit(self, X: Inputs, y: Labels | None = None) -> Self:
+        """Learn from the in-distribution rows and set the threshold.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, C, H, W)
+            Features where `model` is None or a linear layer, else inputs of the network. A dict
+            of arrays is passed to the network by name. Or a ``Dataset`` or ``DataLoader`` of torch,
+            or a ``Dataset`` of Hugging Face: its items or batches are (X, y), X alone, or dicts,
+            perhaps with "labels".
+        y : array-like of shape (n_samples,) or (n_samples, H, W), default=None
+            Class labels of any kind. Rows whose label is a negative number are
+            out-of-distribution and are left out. Where scores are maps, labels of pixels;
+            those that are negative or 255 do not count for the threshold. Given beside a
+            ``Dataset`` or ``DataLoader``, used in place of its own labels.
+
+        Returns
+        -------
+        self : object
+            The fitted detector.
+
+        Raises
+        ------
+        ValueError
+            If X holds NaN, fewer than two rows are in-distribution, the network cannot be cut
+            where the method needs it, or a method on logits gets none, or fewer than y has
+            classes.
+
+        Warns
+        -----
+        UserWarning
+            If the largest logits agree with y less often than chance and one half: see
+            ``accuracy_``. If the network returns one number a row and there is no y: it is taken
+            for the logit :math:`l` of two classes, which stands for :math:`(-l/2, l/2)`, as it is
+            with y.
+
+        Notes
+        -----
+        The network runs once over the rows. What the method consumes is kept in memory up to
+        scikit-learn's ``working_memory`` and in a temporary file beyond.
+        """
+        if is_dask(X):
+            distributed = load_distributed()
+            self._validate_params()
+            distributed.fit(self, X, y)
+            return self
+        self._fit(X, y)
+        return self
+
+    def _fit(self, X, y):
+        """Fit; return the scores of the in-distribution rows, left out one at a time.
+
+        They are not kept: they are n numbers that only the threshold and calibration need.
+        """
+        # scikit-learn keeps what callbacks need among the attributes, until the fit ends.
+        with self._lock:
+            return self._fit_alone(X, y)
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def _fit_alone(self, X, y):
+        context = self._init_callback_context(max_subtasks=None)
+        context.call_on_fit_task_begin(estimator=self)
+        with self._fitting(X, y) as (draft, source):
+            scores = draft._fit_source(source, partial(self._watch, context))
+        context.call_on_fit_task_end(estimator=self)
+        return scores
+
+    def _fit_source(self, source, watch):
+        """Learn from rows; return their scores."""
+        random_state = check_random_state(getattr(self, "random_state", None))
+        network, model_ = self._take_network(source, random_state)
+        if not isinstance(source, Stream):
+            # Before the network runs; the labels of a stream are known after.
+            self._check_classes(network, source.classes, source.maps is not None)
+        body, scorer, training = self._prepare(source, network, random_state, watch)
+        scores = self._fit_scorer(scorer, training, network, source.dtype)
+        if self.model is None and self._needs_logits:
+            if len(source) * network.head.in_features <= CROSS_FITTED_VALUES:
+                scores = self._cross_fit(scores, source, network, random_state)
+        scores = self._inside(scores, source.maps)
+        if not len(scores):
+            raise ValueError("y holds no in-distribution pixel: all are negative or 255.")
+        if isinstance(source, Stream):
+            self._check_classes(network, source.classes, source.maps is not None)
+        self._warn_of_one_logit(network, source)
+        classes, agreement = source.classes, training.agreement(frozen_classes(self.model))
+        agreement.warn(self._needs_logits)
+        fitted = {
+            **self._fitted_attributes(scorer),
+            **agreement.attributes(),
+            "scorer_": scorer,
+            "offset_": self._threshold(scores, network.dtype) - scorer.rounding,
+        }
+        if classes is not None:
+            fitted["known_classes_"] = (
+                source.like(torch.as_tensor(classes)) if is_numeric(classes) else classes
+            )
+        self._keep(source, network, body, model_, **fitted)
+        return scores
+
+    def _prepare(self, source, network, random_state, watch=None):
+        """Return the parts of a network and the rows as the method consumes them."""
+        body, scorer = self._build(network)
+        scorer = scorer.eval().to(network.device)
+        needs_keys = getattr(scorer, "needs_row_keys", False)
+        seed = key_seed(scorer, random_state) if needs_keys else None
+        how = {"seed": seed, "watch": watch}
+        training = self._make_training(source, body, network, random_state, **how)
+        return body, scorer, training
+
+    def _watch(self, context, name, n_batches, batches):
+        """Yield batches, and tell scikit-learn's callbacks of each."""
+        task = context.subcontext(name, max_subtasks=n_batches)
+        task.call_on_fit_task_begin(estimator=self)
+        for batch in batches:
+            step = task.subcontext("batch").call_on_fit_task_begin(estimator=self)
+            yield batch
+            step.call_on_fit_task_end(estimator=self)
+        task.call_on_fit_task_end(estimator=self)
+
+    def _fit_scorer(self, scorer, training, network, dtype):
+        """Let the scorer learn; return the scores of the training rows, left out one at a time."""
+        if isinstance(scorer, LearningScorer):
+            learn(scorer, training)
+            score = scorer.leave_one_out
+            batches = training.batches("score", scorer.n_threshold_rows)
+        else:
+            score, batches = self._plain_score(scorer, network), training.passes("score")
+        joined = join(
+            self._training_scores(scorer, score, batches, network, dtype), training.n_rows
+        )
+        if isinstance(scorer, LearningScorer):
+            scorer.clear_cache()
+        return joined
+
+    def _cross_fit(self, scores, source, network, random_state):
+        """Return the scores of training rows as if the head had not seen them.
+
+        Logits of a head of fewer rows are smaller: of scores of rows that it has not seen it counts
+        where they lie among those of rows that it has. What else is learned, such as a bank, is
+        learned from all rows, and each is left out of it as ever.
+        """
+        rows = threshold_rows(len(source), len(scores))
+        seen, fresh = scores.double().cpu().numpy(), np.empty(len(rows))
+        for held_out, head in cross_fitted_heads(source, network.head, rows):
+            fold = Network(head, network.device, source.dtype)
+            _, scorer, training = self._prepare(source, fold, random_state)
+            # The fit of all rows has warned.
+            with silent():
+                under = self._fit_scorer(scorer, training, fold, source.dtype)
+            under = under.double().cpu().numpy()
+            inside = np.sort(np.delete(under, held_out))
+            like = np.quantile(seen, np.linspace(0, 1, len(inside)))
+            fresh[held_out] = np.interp(under[held_out], inside, like)
+        return torch.from_numpy(fresh).to(scores)
+
+    @staticmethod
+    def _plain_score(scorer, network):
+        """Return what scores training rows where nothing is learned from them."""
+        return lambda inputs, *where: apply(scorer, inputs, network)
+
+    def _training_scores(self, scorer, score, batches, network, dtype, inspect=True):
+        """Yield the scores of batches of training rows; note by how much rounding changes them."""
+        for number, (inputs, *where) in enumerate(batches):
+            if inspect and number == 0:
+                self._inspect(scorer, inputs)
+                scorer.rounding = rounding_of(scorer, inputs, network)
+            yield self._finish_scores(score(inputs, *where), dtype)
+
+    def _finish_scores(self, scores, dtype):
+        """Return finite scores in the dtype of X."""
+        if not all_finite(scores):
+            raise ValueError(
+                f"{type(self).__name__} gives a score that is not finite. {self._non_finite_hint}"
+            )
+        return clip_to(scores, dtype)
+
+    def _threshold(self, scores, dtype):
+        """Return the quantile of the scores, a little lower so that equal rows fall together."""
+        scores = scores.double().cpu().numpy().ravel()
+        quantile = lower_quantile(scores, self.false_alarm_rate)
+        # A row on the quantile would flip between batch sizes. The scale is that of the scores,
+        # not 1: gradient norms of features of size 1e-6 are as small.
+        scale = max(abs(quantile), np.median(np.abs(scores)))
+        return float(quantile - N_ULPS * epsilon(dtype) * scale)
+
+    def _score(self, X, method, y=None):
+        """Return the validated rows of X and their scores as a tensor."""
+        rows = self._check_rows(X, method, y)
+        with computing():
+            scores = (
+                self._finish_scores(apply(self.scorer_, inputs, self._network), rows.dtype)
+                for inputs in self._inputs(rows)
+            )
+            return rows, join(scores, rows.n_samples)
+
+    def _decide(self, X, method):
+        """Return the validated rows of X and score minus threshold."""
+        rows, scores = self._score(X, method)
+        return rows, clip_to(scores.double() - self.offset_, scores.dtype)
+
+    @lazy
+    def score_samples(self, X: Inputs) -> np.ndarray:
+        """Score rows; higher means more in-distribution.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, C, H, W)
+            As in ``fit``.
+
+        Returns
+        -------
+        scores : array of shape (n_samples,)
+            float32 for float32 X, else float64; always finite. In the array library of X under
+            ``array_api_dispatch``, else numpy.
+        """
+        rows, scores = self._score(X, "score_samples")
+        return rows.like(scores)
+
+    @lazy
+    def decision_function(self, X: Inputs) -> np.ndarray:
+        """Score rows relative to the threshold: ``score_samples(X) - offset_``.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, C, H, W)
+            As in ``fit``.
+
+        Returns
+        -------
+        decision : array of shape (n_samples,)
+            Negative for rows that ``predict`` calls out-of-distribution.
+        """
+        warn_of_class_scorer()
+        rows, decision = self._decide(X, "decision_function")
+        return rows.like(decision)
+
+    @lazy
+    def predict(self, X: Inputs) -> np.ndarray:
+        """Tell in-distribution from out-of-distribution rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, C, H, W)
+            As in ``fit``.
+
+        Returns
+        -------
+        labels : array of shape (n_samples,), dtype int64
+            +1 for in-distribution, -1 for out-of-distribution.
+        """
+        rows, decision = self._decide(X, "predict")
+        return rows.like(torch.where(decision >= 0, 1, -1))
+
+    def fit_predict(self, X: Inputs, y: Labels | None = None) -> np.ndarray:
+        """Fit on X and y, and predict X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, C, H, W)
+            See ``fit``.
+        y : array-like of shape (n_samples,), default=None
+            See ``fit``.
+
+        Returns
+        -------
+        labels : array of shape (n_samples,), dtype int64
+            +1 for in-distribution, -1 for out-of-distribution.
+        """
+        # OutlierMixin's own drops y.
+        return self.fit(X, y).predict(X)
+
+    @consistent
+    def score(self, X: Inputs, y: Labels | None = None) -> float:
+        """Area under the ROC curve of in-distribution against out-of-distribution rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, C, H, W)
+            As in ``fit``.
+        y : array-like of shape (n_samples,) or (n_samples, H, W)
+            Labels. A row is out-of-distribution if its label is negative, or if ``fit`` was given
+            labels and this is a class that it did not see. Where scores are maps, labels of
+            pixels: negative is out-of-distribution, 255 is ignored. None: those of a ``Dataset``
+            or ``DataLoader``.
+
+        Returns
+        -------
+        auroc : float
+            1 is perfect, 0.5 is chance; NaN with a warning where all rows are of one kind.
+
+        Raises
+        ------
+        ValueError
+            Without y, or if it does not go with X.
+        """
+        needs = (
+            "score needs y: class labels, negative for out-of-distribution rows. Without labels "
+            "use score_samples."
+        )
+        if y is None and not is_stream(X):
+            raise ValueError(needs)
+        if is_dask(X):
+            distributed = load_distributed()
+            scores, y = distributed.compute(self.score_samples(X), y)
+        else:
+            rows, scores = self._score(X, "score", y)
+            scores, y = scores.cpu().numpy(), rows.labels if is_stream(X) else y
+        if y is None:
+            raise ValueError(needs)
+        if scores.ndim > 1:
+            kinds = self._pixel_kinds(y, scores)
+            return auroc_score(kinds[kinds != 0], scores[kinds != 0])
+        ood = is_ood(y, self._known_labels())
+        warn_of_unseen(self, y, ood)
+        return auroc_score(np.where(ood, -1, 1), scores)
+
+    @staticmethod
+    def _pixel_kinds(y, scores):
+        """Return +1, -1 or 0 for each pixel of label maps that go with maps of scores."""
+        if is_label_map(y) and scores.ndim == 1:
+            raise ValueError(
+                f"y holds labels of pixels, of shape {tuple(y.shape)}, but this detector gives one "
+                "score a row.\nPass one label for each row. Scores of pixels take a network whose "
+                "logits are maps,\nin ASHDetector or GradNormDetector."
+            )
+        if not is_label_map(y) or tuple(y.shape) != tuple(scores.shape):
+            raise ValueError(
+                f"The scores are maps of shape {tuple(scores.shape)}, so y must hold labels of "
+                f"pixels in that shape; got {tuple(np.shape(y))}."
+            )
+        return map_kinds(y)
+
+    def _inside(self, scores, maps):
+        """Return the scores of the in-distribution pixels of label maps; all without these."""
+        if maps is None:
+            return scores
+        return scores[torch.from_numpy(self._pixel_kinds(maps, scores) > 0)]
+
+    def _known_labels(self):
+        """Return the labels that are not out-of-distribution; None if only negatives are."""
+        if not hasattr(self, "known_classes_"):
+            return None
+        known = move_to_numpy(self.known_classes_)
+        more = frozen_classes(self.model)
+        return known if more is None else np.union1d(known, more)
+
+    def __sklearn_is_fitted__(self):
+        # Not hasattr, which would compute the threshold.
+        return not {"offset_", "_learned"}.isdisjoint(vars(self))
+
+    def __getstate__(self):
+        state = super().__getstate__()
+        started = state.pop("_scorer", None)
+        scorer = state.pop("scorer_", started)
+        if scorer is not None:
+            state["_saved_scorer"] = {
+                name: tensor.cpu().numpy() for name, tensor in learned_buffers(scorer).items()
+            }
+        return state
+
+    def __setstate__(self, state):
+        buffers = state.get("_saved_scorer")
+        state = {k: v for k, v in state.items() if k != "_saved_scorer"}
+        if "_concluded" in state:
+            # So it was called in version 0.1.0.
+            state["_finalized"] = state.pop("_concluded")
+        super().__setstate__(state)
+        if buffers is not None:
+            with computing():
+                self._load(buffers)
+
+    def _load(self, buffers):
+        """Build the scorer again and give it what it had learned."""
+        self._body, scorer = self._as_fitted()._build(self._network)
+        parts = learned_parts(scorer)
+        for name, array in buffers.items():
+            part, _, buffer = name.rpartition(".")
+            # np.array: what skops or a memmap gives may be read-only.
+            parts[part].register_buffer(buffer, torch.from_numpy(np.array(array)))
+        scorer = scorer.eval().to(self._network.device)
+        if "_learned" in vars(self):
+            self._scorer = unlearned(scorer)
+        if "offset_" in vars(self):
+            self.scorer_ = scorer
+
+    def __sklearn_array_api_convert__(self, converter):
+        """Return a copy that takes X of another array library or device."""
+        classes = getattr(self, "known_classes_", None)
+        moved = type(self).__new__(type(self))
+        moved.__setstate__(self.__getstate__())
+        if "_learned" in vars(self):
+            moved._learned = copy.deepcopy(self._learned)
+        if classes is not None and is_numeric(move_to_numpy(classes)):
+            moved.known_classes_ = converter(classes)
+        moved._namespace, moved._native_device = namespace_of(converter(np.empty(0)))
+        return moved
+
+
+def apply(scorer, inputs, network):
+    """Return the scores of a batch, of features in pieces that fit into the cache."""
+    if not network.takes_features:
+        return scorer(*inputs)
+    size = feature_batch_rows(sum(tensor[:1].nbytes for tensor in inputs), PIECE_BYTES)
+    pieces = zip(*(tensor.split(size) for tensor in inputs), strict=True)
+    return torch.cat([scorer(*piece) for piece in pieces])

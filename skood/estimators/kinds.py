@@ -1,0 +1,143 @@
+"""Kinds of detectors, by what their methods consume: features, features and logits, logits."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from skood._compat import StrOptions
+from skood._typing import RandomState
+from skood.estimators.base import BaseDetector
+from skood.estimators.network_estimator import PoolsLayer
+from skood.estimators.parameters import param
+from skood.functional import energy, max_logit, msp
+
+LOGIT_SCORES = {"energy": energy, "msp": msp, "max_logit": max_logit}
+
+
+class FeatureDetector(PoolsLayer, BaseDetector):
+    """Base of detectors that score features: a subclass has ``_make_scorer()``."""
+
+    _needs_logits = False
+
+    def _make_scorer(self):
+        """Return the module that maps features to scores."""
+        raise NotImplementedError
+
+    def _build(self, network):
+        if self.layer is None:
+            body = network.features()
+        else:
+            body = network.layer(self.layer, channel_axis=self.channel_axis)
+        return body, self._make_scorer()
+
+
+class ClassifierDetector(BaseDetector):
+    """Base of detectors that need logits; without a network a head is fitted to the features.
+
+    Parameters
+    ----------
+    model : nn.Module, skorch net, scikit-learn classifier or None, default=None
+        Maps X to logits. A trained module or a `FrozenEstimator` is used as it is, another
+        estimator is cloned and fitted. None: X holds features, and a logistic regression on
+        (X, y) is the head.
+    random_state : int, RandomState or None, default=None
+        For the k-means clusters that stand in for classes where ``model=None`` gets no y.
+    """
+
+    random_state: RandomState = param("random_state", default=None)
+
+
+class HeadDetector(ClassifierDetector):
+    """Base of detectors that score features and logits: a subclass has ``_make_scorer(head)``.
+
+    The head is the last linear layer: the scorer takes features, and makes the logits by it. A
+    subclass that is a `PoolsLayer` too allows features of another layer: its scorer then gets None
+    as head, and takes features and logits.
+    """
+
+    def _make_scorer(self, head):
+        """Return the module that maps features, or features and logits, to scores."""
+        raise NotImplementedError
+
+    def _build(self, network):
+        if not isinstance(self, PoolsLayer) or self.layer is None:
+            return network.features(), self._make_scorer(network.head)
+        body = network.require_logits().layer(
+            self.layer, with_logits=True, channel_axis=self.channel_axis
+        )
+        return body, self._make_scorer(None)
+
+
+class ShapingDetector(ClassifierDetector):
+    """Base of detectors that shape the activations of a layer and score the logits that follow.
+
+    A subclass has ``_make_shaping()``, a module that maps activations (n_samples, ...) to others
+    of the same shape, and ``_make_head_scorer`` where features in front of a head have a short cut.
+
+    Parameters
+    ----------
+    layer : str, default=None
+        The submodule whose output is shaped. None: what enters the last linear layer.
+    logit_score : {"energy", "msp", "max_logit"} or callable, default="energy"
+        Maps logits (n_samples, n_classes, ...) to scores, higher = more in-distribution.
+
+    Attributes
+    ----------
+    scorer_ : nn.Module
+        Maps what is shaped, features or inputs of the network, to scores.
+    """
+
+    layer: str | None = param(str, None, default=None, kw_only=False)
+    logit_score: str | Callable[[torch.Tensor], torch.Tensor] = param(
+        StrOptions(set(LOGIT_SCORES)), callable, default="energy"
+    )
+
+    def _make_shaping(self):
+        """Return the module that shapes activations."""
+        raise NotImplementedError
+
+    def _make_head_scorer(self, head, shaping, logit_score):
+        """Return the module that maps features in front of a head to scores."""
+        return LogitScorer(nn.Sequential(shaping, head), logit_score)
+
+    def _build(self, network):
+        score, shaping = logit_scorer(self.logit_score), self._make_shaping()
+        if self.layer is None and network.map_head is None:
+            return network.features(), self._make_head_scorer(network.head, shaping, score)
+        edited = network.require_logits(maps=True).edited(self.layer, shaping)
+        return nn.Identity(), LogitScorer(edited, score)
+
+
+def logit_scorer(logit_score):
+    """Return the function that a parameter `logit_score` stands for, which checks its results."""
+    chosen = LOGIT_SCORES.get(logit_score) if isinstance(logit_score, str) else logit_score
+
+    def score(logits):
+        scores = chosen(logits)
+        # len would be a constant to torch.export.
+        expected = (logits.shape[0], *logits.shape[2:])
+        is_floating = isinstance(scores, torch.Tensor) and scores.is_floating_point()
+        if not is_floating or scores.shape != expected:
+            shape = tuple(scores.shape) if isinstance(scores, torch.Tensor) else None
+            raise ValueError(
+                f"logit_score must map logits of shape {tuple(logits.shape)} to a floating tensor "
+                f"of shape {expected}, one score a row, got {shape or type(scores).__name__}."
+            )
+        return scores
+
+    return score
+
+
+class LogitScorer(nn.Module):
+    """What a module maps to logits → scores of these; maps of logits give maps of scores."""
+
+    def __init__(self, to_logits, logit_score):
+        super().__init__()
+        # A function hides a callable module: as a submodule it would be put into eval mode, the
+        # user's.
+        self.to_logits, self.logit_score = to_logits, logit_score
+
+    def forward(self, x):
+        """Score features or inputs of a network."""
+        return self.logit_score(self.to_logits(x))

@@ -1,0 +1,393 @@
+"""Learning from data that comes in pieces, and bringing together what was learned from parts."""
+
+import contextlib
+import copy
+from itertools import zip_longest
+from typing import Any, Self
+
+import numpy as np
+import torch
+from sklearn.exceptions import NotFittedError
+from sklearn.utils import check_random_state
+from torch import nn
+
+from skood._typing import Inputs, Labels
+from skood._warnings import warn
+from skood.data.arrays import feature_batch_rows, join
+from skood.data.labels import check_classes
+from skood.data.lazy import is_dask
+from skood.data.streams import is_stream
+from skood.estimators.network_estimator import ROW_ATTRIBUTES, NetworkEstimator, computing
+from skood.learning.keys import entry_keys
+from skood.learning.learning import LearnedModule, LearningScorer, Training, key_seed
+from skood.learning.states import AccumulatedState
+from skood.network.model import frozen_classes
+
+# May change from piece to piece of `partial_fit`, and differ between detectors that are merged.
+FREE_PARAMS = {"false_alarm_rate", "batch_size", "device", "verbose", "random_state"}
+# Attributes that are there from the first piece on, if at all.
+GIVEN = {*ROW_ATTRIBUTES, "model_"}
+
+
+def unlearned(scorer):
+    """Return a scorer that may learn while this one scores: it sets other buffers."""
+    if scorer is None or not any(isinstance(part, LearnedModule) for part in scorer.modules()):
+        return scorer
+    twin = copy.copy(scorer)
+    twin._buffers = scorer._buffers.copy()
+    twin._modules = {name: unlearned(part) for name, part in scorer._modules.items()}
+    return twin
+
+
+class PiecesAttributes:
+    """The types of what a detector keeps: apart from the parameters, which are annotated too."""
+
+    _learned: AccumulatedState
+    _scorer: nn.Module
+    _fitted_params: dict[str, Any]
+
+
+class LearnsInPieces(PiecesAttributes, NetworkEstimator):
+    """The part of a detector that learns in pieces; what follows from them waits until asked for.
+
+    Between pieces a detector keeps `_scorer`, its scorer before it has learned, and `_learned`;
+    `_finalized` names the attributes that were made of these.
+    """
+
+    def partial_fit(
+        self, X: Inputs, y: Labels | None = None, classes: np.ndarray | None = None
+    ) -> Self:
+        r"""Learn from more in-distribution rows, of data that comes in pieces.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, C, H, W)
+            As in ``fit``.
+        y : array-like of shape (n_samples,) or (n_samples, H, W), default=None
+            As in ``fit``: for all pieces or for none. Each may bring new classes, and lack others.
+        classes : array-like of shape (n_classes,), default=None
+            All in-distribution labels there are; any other in y, but for negative numbers, is an
+            error. None: any label is a class.
+
+        Returns
+        -------
+        self : object
+            The detector, which has learned from this piece and all before.
+
+        Raises
+        ------
+        TypeError
+            If X is a dask collection, which ``fit`` takes.
+        ValueError
+            If parameters changed since the first piece, or as ``fit`` does. What was learned
+            before is left as it was.
+
+        Warns
+        -----
+        UserWarning
+            If ``fit`` came before. It keeps nothing to go on from, so that this starts anew.
+
+        Notes
+        -----
+        The first piece decides what must be known before the first row: a head or network that
+        ``fit`` would train is trained on it alone, and of `NACDetector` ``alpha="auto"`` is taken
+        from it. With a trained network and numbers, what is learned is that of one ``fit``, to
+        rounding, whatever the pieces and their order: a bank of ``bank_size`` rows is a random
+        sample, which is drawn by what the rows hold and `random_state`.
+
+        The threshold is the quantile of the scores, under what was learned from all pieces, of a
+        random sample of 20 000 rows (of all, while there are fewer), which are kept. With
+        :math:`\alpha` the `false_alarm_rate`, :math:`m` the number of these rows and :math:`f`
+        the density of the scores at the threshold, its standard error is
+        :math:`\sqrt{\alpha (1 - \alpha) / m} / f`: of the share of false alarms 0.15 % at 5 %.
+        It is computed when it is asked for first, so that small pieces cost no more than learning
+        from them.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn.datasets import load_iris
+        >>> from skood import GMMDetector
+        >>> X, y = load_iris(return_X_y=True)
+        >>> detector = GMMDetector()
+        >>> for piece in np.array_split(np.random.RandomState(0).permutation(150), 10):
+        ...     detector = detector.partial_fit(X[piece], y[piece])
+        >>> np.allclose(detector.score_samples(X), GMMDetector().fit(X, y).score_samples(X))
+        True
+        """
+        if is_dask(X):
+            raise TypeError(
+                "partial_fit takes one piece in memory. fit learns from all blocks of a dask "
+                "collection, where they are."
+            )
+        self._validate_params()
+        with self._drafting() as draft, computing():
+            before = vars(draft).copy()
+            if draft._learn_piece(X, y, classes) == 0:
+                draft.__dict__ = before
+        return self
+
+    def _learn_piece(self, X, y, classes):
+        """Learn from one piece; return how many rows there are with it."""
+        first = "_learned" not in vars(self)
+        if first and self.__sklearn_is_fitted__():
+            warn(
+                f"{type(self).__name__}.fit keeps nothing to go on from, so partial_fit starts "
+                "anew. Let partial_fit learn the first piece too."
+            )
+        params = self.get_params(deep=False)
+        if not first:
+            self._check_params_are(params, self._fitted_params, "the first piece")
+        source = self._source(X, y, first=first, least=0)
+        # Of a stream it is not known before it is read whether it holds rows to learn from.
+        if first and not is_stream(X) and not len(source):
+            return 0
+        training = self._begin(source) if first else self._go_on(source)
+        n_rows = self._learn(self._learned, training, source, classes)
+        self._fitted_params, self.n_samples_seen_ = params, n_rows
+        return n_rows
+
+    def _begin(self, source, pilot=None):
+        """Take the network, and what must be known before rows are learned from.
+
+        That is told by these rows, or by those that `pilot` returns.
+        """
+        random_state = check_random_state(getattr(self, "random_state", None))
+        network, model_ = self._take_network(source, random_state)
+        body, scorer = self._build(network)
+        scorer = scorer.eval().to(network.device)
+        learns = isinstance(scorer, LearningScorer)
+        if pilot is not None and learns and type(scorer).start is not LearningScorer.start:
+            source = self._source(*pilot(), first=False)
+        seed = key_seed(scorer, random_state)
+        training = self._make_training(source, body, network, random_state, seed=seed)
+        if learns:
+            training.run()
+            if training.n_samples:
+                scorer.start(training)
+        learned = AccumulatedState(seed, learns)
+        self._keep(source, network, body, model_, _scorer=scorer, _learned=learned)
+        return training
+
+    def _go_on(self, source):
+        """Make ready to learn from more rows."""
+        self._check_fits(source)
+        self._invalidate()
+        self._learned.to(self._network.device)
+        return self._training(source)
+
+    def _training(self, source):
+        """Return rows as the method consumes them."""
+        seed = self._learned.seed
+        return self._make_training(source, self._body, self._network, seed=seed)
+
+    def _make_training(self, source, body, network, random_state=None, **how):
+        # What `fit` fitted itself needs no check of its labels.
+        how["compares"] = not self._fits_model
+        return Training(source, body, network, self.batch_size, random_state, **how)
+
+    def _learn(self, learned, training, source, classes=None):
+        """Add the rows to what was learned; return how many there are now."""
+        scorer = self._scorer
+        learns = isinstance(scorer, LearningScorer)
+        if learns:
+            training.run()
+        else:
+            network = self._network
+            score, batches = self._plain_score(scorer, network), training.passes("score")
+            # Warns of unfit features once, not with each piece.
+            first = learned.n_rows == 0
+            scores = self._training_scores(scorer, score, batches, network, source.dtype, first)
+            scores = join(scores, training.n_rows)
+            keys = training.keys.to(scores.device)
+            if scores.ndim > 1:
+                keys = entry_keys(keys, scores[0].numel()).view_as(scores)
+            scores, keys = (self._inside(v, source.maps).flatten() for v in (scores, keys))
+        if classes is not None:
+            check_classes(source.classes, source.maps, classes)
+        self._check_classes(self._network, source.classes, source.maps is not None, are_all=False)
+        if learned.n_rows == 0:
+            self._warn_of_one_logit(self._network, source)
+        if learns:
+            learned.add(scorer, training)
+        else:
+            learned.add_scores(scores, keys, training)
+            if first and training.n_samples:
+                learned.rounding = scorer.rounding
+        learned.agreement.merge(training.agreement(frozen_classes(self.model)))
+        return learned.n_rows
+
+    def _finalize(self):
+        """Set the fitted attributes, from what was learned by now."""
+        # With the parameters of the last piece, whatever was set since.
+        learned, scorer, fitted = self._learned, unlearned(self._scorer), self._as_fitted()
+        if learned.n_rows < self._min_samples:
+            raise NotFittedError(
+                f"This {type(self).__name__} has seen {learned.n_rows} in-distribution rows; it "
+                f"needs {self._min_samples} at least."
+            )
+        has_maps = not self._network.returns_vectors
+        self._check_classes(self._network, learned.classes, has_maps)
+        with computing():
+            learned.to(self._network.device)
+            keys, rows = learned.sample.sample()
+            if isinstance(scorer, LearningScorer):
+                scorer.finalize(learned.state, learned.classes)
+                size = self.batch_size or feature_batch_rows(sum(t[:1].nbytes for t in rows))
+                pieces = zip(*(t.split(size) for t in (*rows, keys)), strict=True)
+                batches = (
+                    (tuple(inputs), class_indices, some) for *inputs, class_indices, some in pieces
+                )
+                dtype = torch.promote_types(self._network.dtype, torch.float32)
+                scores = self._training_scores(
+                    scorer, scorer.leave_one_out, batches, self._network, dtype
+                )
+                scores, rounding = join(scores, len(keys)), scorer.rounding
+                scorer.clear_cache()
+            else:
+                scores, rounding = rows[0], learned.rounding
+            if not len(scores):
+                raise NotFittedError("y held no in-distribution pixel: all are negative or 255.")
+            attributes = {
+                **fitted._fitted_attributes(scorer),
+                **learned.agreement.attributes(),
+                "scorer_": scorer,
+                "offset_": fitted._threshold(scores, self._network.dtype) - rounding,
+            }
+            if learned.classes is not None:
+                attributes["known_classes_"] = learned.classes
+            learned.agreement.warn(self._needs_logits)
+        vars(self).update(attributes, _finalized=tuple(attributes))
+
+    def __getattr__(self, name):
+        # After partial_fit, what follows from what was learned waits until it is asked for.
+        # scikit-learn asks for feature names with each piece.
+        waits = name.endswith("_") and not name.startswith("_") and name not in GIVEN
+        if waits and "_learned" in vars(self):
+            now = vars(self._snapshot())
+            if name in now:
+                return now[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def _snapshot(self):
+        now = super()._snapshot()
+        if "_learned" in vars(now) and "_finalized" not in vars(now):
+            with self._lock:
+                if "_learned" in vars(self) and "_finalized" not in vars(self):
+                    self._finalize()
+                now = super()._snapshot()
+        return now
+
+    def _invalidate(self):
+        """Drop what follows from what was learned."""
+        for name in vars(self).pop("_finalized", ()):
+            delattr(self, name)
+
+    def _drop_accumulated(self):
+        """Drop what learning could go on from."""
+        for name in ("_learned", "_scorer", "_finalized"):
+            vars(self).pop(name, None)
+
+    def merge(self, other: Self) -> Self:
+        """Take in what another detector has learned by `partial_fit` from other rows.
+
+        Parameters
+        ----------
+        other : detector
+            Of the same class, parameters and network. It stays as it is.
+
+        Returns
+        -------
+        self : object
+            The detector, as if it had learned from the rows of both.
+
+        Raises
+        ------
+        TypeError
+            If `other` is of another class.
+        ValueError
+            If one of them has not learned by `partial_fit`, or they differ in what must be the
+            same: the columns, a parameter, the network or a head that was fitted to the first
+            rows, or the ``alpha`` of `NACDetector` where that is "auto".
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn.datasets import load_iris
+        >>> from skood import GMMDetector
+        >>> X, y = load_iris(return_X_y=True)
+        >>> parts = [GMMDetector().partial_fit(X[i::3], y[i::3]) for i in range(3)]
+        >>> whole = parts[0].merge(parts[1]).merge(parts[2])
+        >>> np.allclose(whole.score_samples(X), GMMDetector().fit(X, y).score_samples(X))
+        True
+        """
+        with contextlib.ExitStack() as stack:
+            # In one order, whichever is merged into which.
+            for detector in sorted({self, other}, key=id):
+                stack.enter_context(detector._lock)
+            self._check_mergeable(other)
+            draft = stack.enter_context(self._drafting())
+            draft._invalidate()
+            with computing():
+                draft._learned.to(draft._network.device)
+                draft._learned.merge(other._learned)
+            draft.n_samples_seen_ = draft._learned.n_rows
+        return self
+
+    def _check_mergeable(self, other):
+        """Raise unless what another detector has learned goes with what this one has."""
+        if type(other) is not type(self):
+            raise TypeError(
+                f"{type(self).__name__} merges with another {type(self).__name__}, got "
+                f"{type(other).__name__}."
+            )
+        if other is self:
+            raise ValueError("A detector cannot be merged with itself: its rows would count twice.")
+        if "_learned" not in vars(self) or "_learned" not in vars(other):
+            raise ValueError("merge takes what partial_fit has learned: call that on both first.")
+        names = [list(vars(d).get("feature_names_in_", ())) for d in (self, other)]
+        if all(names) and names[0] != names[1]:
+            one, two = next(pair for pair in zip_longest(*names) if pair[0] != pair[1])
+            raise ValueError(
+                f"The detectors learned from other columns, or in another order: {two!r:.50} comes "
+                f"where this one has {one!r:.50}. Give both the same columns in the same order."
+            )
+        params = self._fitted_params
+        self._check_params_are(params, other._fitted_params, "the other detector", {"model"})
+        one, two = ((d._row_shape, d._network.dtype) for d in (self, other))
+        if one != two:
+            raise ValueError(
+                f"The detectors learned from rows of shape {one[0]} as {one[1]} and of shape "
+                f"{two[0]} as {two[1]}."
+            )
+        if not self._network.equals(other._network):
+            fitted = (
+                " Each was fitted to its own first rows: give both a trained one as `model`."
+                if self._fits_model
+                else ""
+            )
+            raise ValueError(f"The detectors have networks with other weights.{fitted}")
+        for name in getattr(self._scorer, "settings", ()):
+            one, two = getattr(self._scorer, name), getattr(other._scorer, name)
+            if not torch.equal(one, two.to(one.device)):
+                raise ValueError(
+                    f"The detectors took other {name} from their first rows: give numbers in "
+                    'place of "auto".'
+                )
+
+    @staticmethod
+    def _check_params_are(params, expected, whose, but=()):
+        """Raise if a parameter that decides what is learned has another value."""
+        for name, value in params.items():
+            there = expected[name]
+            if name in FREE_PARAMS or name in but or value is there:
+                continue
+            if isinstance(value, nn.Module) or not np.array_equal(value, there):
+                raise ValueError(
+                    f"{name}={value!r:.100} is another value than that of {whose}, {there!r:.100}: "
+                    "what was learned does not go together. Start with a clone."
+                )
+
+    def _keep(self, *args, **fitted):
+        self._drop_accumulated()
+        super()._keep(*args, **fitted)

@@ -1,0 +1,1 @@
+"""Learning from rows, as a fold over batches."""

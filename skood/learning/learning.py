@@ -1,0 +1,350 @@
+"""Rows as a method consumes them, and scorers that learn from them as a fold over batches."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from skood.data.arrays import (
+    NETWORK_BATCH_ROWS,
+    PIECE_BYTES,
+    TensorStore,
+    feature_batch_rows,
+    move,
+)
+from skood.data.labelled_rows import LabelledRows
+from skood.functional import all_finite
+from skood.learning.agreement import Agreement, columns_of
+from skood.learning.keys import row_keys
+
+
+class LearnedModule(nn.Module):
+    """A module that keeps what is learned in buffers: a scorer, or a part of one."""
+
+    # The names of its buffers, None until they are set.
+    learned: tuple[str, ...] = ()
+
+    def __init__(self):
+        super().__init__()
+        for name in self.learned:
+            self.register_buffer(name, None)
+
+
+class LearningScorer(LearnedModule):
+    """A scorer that learns from rows, as a fold over batches.
+
+    Learning adds to a `State`; states of disjoint rows merge, on whatever machines they were made.
+    Subclasses keep what they make of it in buffers, whose names are `learned`. `inputs` is
+    the tuple that ``forward`` takes, what the detector's method consumes; `keys` are the `row_keys`
+    of X, one uniform random number a row, by which samples and folds are drawn.
+    """
+
+    # Of how many rows of ``fit``, at most, the scores set the threshold; None is all. For methods
+    # whose scores compare each row with all others.
+    n_threshold_rows: int | None = None
+    # Whether `update` uses keys, and whether what it learns from is drawn by them.
+    needs_row_keys = samples_by_key = False
+    # The buffers that `start` sets: states of scorers that differ in them do not go together.
+    settings: tuple[str, ...] = ()
+
+    def start(self, training):
+        """Set what must be known before the first row, from a `Training` on some."""
+
+    def check(self, inputs):
+        """Raise if rows are finite but too large to learn from."""
+
+    def init_state(self, inputs, n_classes, n_expected):
+        """Return the `State` of no rows, of as many as `n_expected` if that is not 0.
+
+        The inputs, those of a first batch, tell widths, dtype and device.
+        """
+        raise NotImplementedError
+
+    def update(self, state, inputs, class_indices, keys):
+        """Add a batch to the state: its inputs, class indices and keys."""
+        raise NotImplementedError
+
+    def finalize(self, state, classes):
+        """Turn a state into what ``forward`` needs, and leave it as it is."""
+        raise NotImplementedError
+
+    def leave_one_out(self, inputs, class_indices, keys):
+        """Score rows that were learned from, each as if it had not been."""
+        raise NotImplementedError
+
+    def clear_cache(self):
+        """Drop what only `leave_one_out` needs."""
+
+
+def learned_parts(scorer):
+    """Return a scorer and the parts of it that keep what is learned in buffers, by name."""
+    parts = scorer.named_modules()
+    return {n: part for n, part in parts if part is scorer or isinstance(part, LearnedModule)}
+
+
+def learned_buffers(scorer):
+    """Return what was learned, by name, without the weights and buffers of the network's head."""
+    return {
+        name: buffer
+        for prefix, part in learned_parts(scorer).items()
+        for name, buffer in part.named_buffers(prefix, recurse=False)
+    }
+
+
+def threshold_rows(n_rows, most):
+    """Return the positions of the training rows whose scores set the threshold, ascending.
+
+    Of more than `most` a random sample: the same in every detector, and smaller samples are part
+    of larger ones, so that scores of several detectors can be brought together.
+    """
+    if n_rows <= most:
+        return np.arange(n_rows)
+    return np.sort(np.random.RandomState(0).permutation(n_rows)[:most])
+
+
+class Training:
+    """The in-distribution rows as a method consumes them, from one pass through the network.
+
+    Parameters
+    ----------
+    source : LabelledRows or Stream
+        The rows and their classes.
+    body : nn.Module
+        Maps a batch of X to what the method consumes.
+    network : Network
+        The network inside of the body.
+    batch_size : int or None
+        Rows a batch.
+    random_state : RandomState, default=None
+        For methods that draw.
+    seed : int, default=None
+        Of the rows' keys; None where they are not needed.
+    compares : bool, default=False
+        Note the largest logits, for `agreement`.
+    watch : callable, default=None
+        Maps (name, number of batches, batches) to the same batches, to report them.
+    """
+
+    def __init__(
+        self,
+        source,
+        body,
+        network,
+        batch_size,
+        random_state=None,
+        seed=None,
+        *,
+        compares=False,
+        watch=None,
+    ):
+        self.device = network.device
+        self.random_state, self._seed = random_state, seed
+        self._source, self._body, self._network = source, body, network
+        self._batch_size, self._watch = batch_size, watch or (lambda name, n, batches: batches)
+        self._store, self._keys, self._keys_read = None, None, []
+        self._largest = None if compares else []
+
+    def agreement(self, known=None):
+        """Return how well labels and largest logits agree, once the rows have been read.
+
+        Parameters
+        ----------
+        known : array-like, default=None
+            The class of each logit, where a frozen classifier tells.
+        """
+        agreement, n_logits = Agreement(), self._network.n_logits
+        if self.classes is not None and self.n_samples:
+            columns = n_logits and columns_of(self.classes, n_logits, known)
+            largest = torch.cat(self._largest).cpu().numpy() if self._largest else ()
+            agreement.add(largest, self.classes, self._source.class_indices, columns, n_logits)
+        return agreement
+
+    @property
+    def n_samples(self):
+        """The number of rows."""
+        return len(self._source)
+
+    @property
+    def n_rows(self):
+        """The number of rows as far as it is known before they are read, else None."""
+        return self._source.n_samples
+
+    @property
+    def n_classes(self):
+        """The number of classes, 1 without labels."""
+        return 1 if self._source.classes is None else len(self._source.classes)
+
+    @property
+    def classes(self):
+        """The labels of the classes, sorted; None without."""
+        return self._source.classes
+
+    @property
+    def keys(self):
+        """The keys of all rows, once these have been read."""
+        if self._keys is None:
+            self._keys = torch.cat(self._keys_read) if self._keys_read else torch.empty(0)
+        return self._keys
+
+    def run(self):
+        """Run the network over the rows and keep what the method consumes.
+
+        Features in memory are not kept but read again. It is run once.
+        """
+        in_memory = isinstance(self._source, LabelledRows) and self._network.takes_features
+        if in_memory or self._store is not None:
+            return
+        store = TensorStore()
+        for _, inputs in self._read("network"):
+            store.append(inputs)
+        self._store = store
+
+    def check(self, scorer):
+        """Raise if a row holds NaN or is too large for the scorer, before any is learned from."""
+        if self._store is None or type(scorer).check is not LearningScorer.check:
+            for inputs, _ in self.passes("check"):
+                scorer.check(inputs)
+
+    def _read(self, name):
+        size = batch_rows(self._source, self._network, self._batch_size)
+        note = None
+        if self._seed is not None and self._keys is None:
+            self._keys_read = []
+            note = lambda batch: self._keys_read.append(row_keys(batch, self._seed))  # noqa: E731
+        pairs = read(self._source, self._body, self._network, size, note)
+        if self._largest is None:
+            pairs = self._note_largest(pairs)
+        yield from self._watch(name, self._source.n_batches(size), pairs)
+        if note is not None:
+            _ = self.keys
+
+    def _note_largest(self, pairs):
+        """Yield pairs, and note the columns of the largest logits; none unless of all rows."""
+        self._largest, is_complete = [], True
+        with self._network.largest_logits.asked() as noted:
+            for positions, inputs in pairs:
+                yield positions, inputs
+                # By now a scorer that runs the network itself has run it, perhaps after tests of
+                # its own.
+                n_rows = positions.stop - positions.start
+                of_batch = torch.cat(noted)[-n_rows:] if noted else ()
+                noted.clear()
+                is_complete = is_complete and len(of_batch) == n_rows
+                if is_complete:
+                    self._largest.append(of_batch)
+                else:
+                    self._largest.clear()
+
+    def passes(self, name):
+        """Yield ``(inputs, positions)``; the name is what callbacks are told."""
+        if self._store is None:
+            pairs = self._read(name)
+        else:
+            size = self._batch_size or feature_batch_rows(self._store.row_bytes, PIECE_BYTES)
+            pairs = self._store.batches(size, self.device)
+            pairs = self._watch(name, -(-self.n_samples // size), pairs)
+        for positions, inputs in pairs:
+            yield inputs, positions
+
+    def batches(self, name, most=None):
+        """Yield ``(inputs, class_indices, keys)``; keys are None where not needed.
+
+        Of more rows than `most`, those of `threshold_rows`.
+        """
+        class_indices = torch.from_numpy(self._source.class_indices)
+        if most is None or most >= self.n_samples:
+            passes = self.passes(name)
+        else:
+            passes = self._watch(name, None, self._sampled(most))
+        for inputs, positions in passes:
+            yield inputs, class_indices[positions].to(self.device), self._keys_of(positions)
+
+    def _keys_of(self, positions):
+        """Return the keys of rows of the present batch."""
+        if self._seed is None:
+            return None
+        return self._keys_read[-1] if self._keys is None else self._keys[positions]
+
+    def _sampled(self, n_rows):
+        """Yield the inputs of the rows that set the threshold and their positions, in batches."""
+        row_bytes = sum(tensor.nbytes for tensor in self._take(np.arange(1)))
+        size = self._batch_size or feature_batch_rows(row_bytes)
+        chosen = threshold_rows(self.n_samples, n_rows)
+        for start in range(0, n_rows, size):
+            positions = chosen[start : start + size]
+            yield self._take(positions), positions
+
+    def _take(self, positions):
+        """Return the inputs of these rows."""
+        if self._store is not None:
+            return self._store.take(positions, self.device)
+        X = self._source.take(positions)
+        return as_inputs(self._body(move(X, self.device, self._network.input_dtype)))
+
+    def sample(self, n_rows):
+        """Return the inputs of a random sample of rows, all of them if there are fewer."""
+        if n_rows >= self.n_samples:
+            return self._take(np.arange(self.n_samples))
+        return self._take(np.sort(self.random_state.choice(self.n_samples, n_rows, replace=False)))
+
+
+def key_seed(scorer, random_state):
+    """Return the seed of the rows' keys, of `random_state` if a scorer draws by them."""
+    return random_state.randint(2**31 - 1) if getattr(scorer, "samples_by_key", False) else 0
+
+
+def learn(scorer, training):
+    """Let a scorer learn from all rows of a `Training`."""
+    training.run()
+    scorer.start(training)
+    # Where rows have many copies a sample is drawn in a second pass.
+    for n_expected in (training.n_samples, 0):
+        state = None
+        for inputs, class_indices, keys in training.batches("learn"):
+            if state is None:
+                state = scorer.init_state(inputs, training.n_classes, n_expected)
+            scorer.update(state, inputs, class_indices, keys)
+        if state.is_complete:
+            break
+    scorer.finalize(state, training.classes)
+
+
+def as_inputs(output):
+    """Return what a body gives as the tuple of a scorer's inputs."""
+    return output if isinstance(output, tuple) else (output,)
+
+
+def batch_rows(rows, network, batch_size):
+    """Return how many rows of X to pass at once; `batch_size` where it is given."""
+    if batch_size is not None:
+        return batch_size
+    if not network.takes_features:
+        return NETWORK_BATCH_ROWS
+    itemsize = torch.finfo(network.dtype).bits // 8
+    return feature_batch_rows(int(np.prod(rows.row_shape)) * itemsize)
+
+
+def read(rows, body, network, batch_size, note=None):
+    """Yield ``(positions, inputs)`` for the rows of X, passed through the body.
+
+    `note` is called with each batch of X before the network, which may write to it.
+    """
+    # A network may write to its input; our own modules do not.
+    batches = rows.batches(
+        batch_size,
+        device=network.device,
+        dtype=network.input_dtype,
+        own=not network.takes_features,
+    )
+    for positions, batch in batches:
+        if note is not None:
+            note(batch)
+        inputs = as_inputs(body(batch))
+        for tensor in inputs:
+            # A body that passes X on gives what was checked, perhaps a dict.
+            if tensor is not batch and not all_finite(tensor):
+                raise ValueError(
+                    "The network gives NaN or infinity for finite rows of X (the first of them "
+                    f"lies in rows {positions.start} to {positions.stop - 1}). Are the rows "
+                    "scaled as in its training?"
+                )
+        yield positions, inputs

@@ -1,0 +1,568 @@
+"""A network that skood may cut, without touching the user's."""
+
+from collections import Counter
+
+import numpy as np
+import torch
+from torch import nn
+
+from skood._compat import move_to_numpy
+from skood._warnings import warn
+from skood.data.arrays import describe_channels_first, move
+from skood.functional import pool
+from skood.network.channels import ChannelAxes
+from skood.network.layers import (
+    GradientTaps,
+    HeadReader,
+    LayerEditor,
+    LayerReader,
+    OutputReader,
+    check_called,
+)
+from skood.network.modules import (
+    GiveLogits,
+    LargestLogits,
+    Pool,
+    TakeEntry,
+    Unwritten,
+    Weights,
+    as_linear,
+    differentiable_copy,
+    is_pointwise,
+    private_copy,
+    spread_named,
+    two_sided,
+    unwrap,
+)
+from skood.network.outputs import (
+    EMBEDDINGS,
+    describe_probabilities,
+    describe_value,
+    gives,
+    is_one_map,
+    is_same,
+    logits_key,
+    rng_state,
+)
+
+
+class Network:
+    """A network that skood may cut: a private copy of the user's.
+
+    Parameters
+    ----------
+    module : nn.Module or None
+        Maps a batch of X to logits. None: X holds the features, and no logits are needed.
+    device : torch.device
+        Where it runs.
+    dtype : torch.dtype
+        The dtype of X, taken where the module has no floating parameter of its own.
+    sample : Tensor or dict of Tensor, default=None
+        A few rows of X, on which the last linear layer is looked for.
+    state : dict, default=None
+        What `get_state` gave, instead of a sample.
+    """
+
+    def __init__(self, module, device, dtype, *, sample=None, state=None):
+        self._original = module = None if module is None else unwrap(module)
+        module = None if module is None else as_linear(module)
+        self.module = None if module is None else private_copy(module, device)
+        self.device = torch.device(device)
+        self._head_name, self._no_head, self._no_logits = None, None, None
+        # The 1×1 convolution behind logits that are maps, and whether it gives the very logits.
+        self.map_head, self.map_head_is_last = None, False
+        self.logits_key, self.takes_named, self._changed = None, False, False
+        # What it returns is features: there is no head.
+        self.returns_features = False
+        # One logit a row, l, stands for (-l/2, l/2): "column" where it has an axis, "squeezed"
+        # where it has none.
+        self.one_logit, self.n_logits, self.returns_shape_of_X = None, None, False
+        self.largest_logits = LargestLogits()
+        self._calls, self._not_tensor, self._logits_shape = None, {}, None
+        # Of the layers that were asked for; how a pass found them is gone when it is unpickled.
+        self.channel_axes, self._found_axes = {}, None
+        tensors = () if module is None else (*self.module.parameters(), *self.module.buffers())
+        self.dtype = next((t.dtype for t in tensors if t.is_floating_point()), dtype)
+        if self.takes_features:
+            self.dtype = torch.promote_types(self.dtype, torch.float32)
+            self._head_name = ""
+            if module is not None:
+                self.module.to(self.dtype)
+                self.one_logit = "column" if module.out_features == 1 else None
+                self.n_logits = max(2, module.out_features)
+        # What X is cast to: its tokens stay integers where nothing else will do.
+        self.input_dtype = self.dtype
+        # The parameters that a forward pass writes to: they are copied.
+        self._written = []
+        if state is not None:
+            self._set_state(state)
+        if sample is not None and self.module is not None:
+            self._find_head(sample)
+        self._weights = Weights(self._original, self.module)
+
+    def describe(self):
+        """Return what its outputs depend on but the code: layers, settings, tensors, device."""
+        layers = [
+            (
+                name,
+                f"{type(part).__module__}.{type(part).__qualname__}",
+                part.extra_repr(),
+                {k: describe_value(v) for k, v in vars(part).items() if not k.startswith("_")},
+            )
+            for name, part in self.module.named_modules()
+        ]
+        tensors = [*self.module.named_parameters(), *self.module.named_buffers()]
+        values = [(name, str(t.dtype), move_to_numpy(t)) for name, t in tensors]
+        return layers, values, str(self.device), str(self.dtype)
+
+    def get_state(self, with_weights):
+        """Return what is not in the user's module, as plain values and numpy arrays.
+
+        Parameters
+        ----------
+        with_weights : bool
+            Include the weights, of a linear head that skood fitted.
+        """
+        modules = () if self.module is None else self.module.named_buffers()
+        head = self.module if with_weights else None
+        return {
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "head_name": self._head_name,
+            "map_head": (self.map_head, self.map_head_is_last),
+            "logits_key": self.logits_key,
+            "returns_features": self.returns_features,
+            "one_logit": self.one_logit,
+            "n_logits": self.n_logits,
+            "takes_named": self.takes_named,
+            "channel_axes": list(self.channel_axes.items()),
+            "input_dtype": str(self.input_dtype).removeprefix("torch."),
+            "changed": self.weights_changed,
+            "written": self._written,
+            "buffers": {name: move_to_numpy(buffer) for name, buffer in modules},
+            "weights": head and [move_to_numpy(p) for p in (head.weight, head.bias)],
+        }
+
+    def _set_state(self, state):
+        self._head_name, self.logits_key = state["head_name"], state["logits_key"]
+        self._changed = state["changed"]
+        for name in state.get("written", ()):
+            self._own(self.module.get_parameter(name))
+        # Earlier versions knew none.
+        self.channel_axes = dict(state.get("channel_axes", ()))
+        self.map_head, self.map_head_is_last = state["map_head"]
+        self.input_dtype = getattr(torch, state["input_dtype"])
+        buffers = {} if self.module is None else dict(self.module.named_buffers())
+        for name in buffers.keys() & state["buffers"].keys():
+            # Not copied into: the user's network may have grown the buffer meanwhile.
+            values = torch.from_numpy(np.array(state["buffers"][name]))
+            buffers[name].data = values.to(buffers[name])
+        if not self.takes_features:
+            # Files of earlier versions lack them.
+            self.returns_features = state.get("returns_features", False)
+            self.one_logit, self.n_logits = state.get("one_logit"), state.get("n_logits")
+            self._take_entry()
+            self._give_logits()
+        if state["takes_named"]:
+            self._take_named()
+
+    def equals(self, other):
+        """Tell whether another network is cut at the same layer and has equal weights."""
+        if (self._head_name, self.dtype) != (other._head_name, other.dtype):
+            return False
+        if self.module is None or other.module is None:
+            return self.module is other.module
+        here, there = (
+            [*n.module.named_parameters(), *n.module.named_buffers()] for n in (self, other)
+        )
+        return len(here) == len(there) and all(
+            one[0] == two[0] and torch.equal(one[1], two[1].to(one[1].device))
+            for one, two in zip(here, there, strict=True)
+        )
+
+    @property
+    def weights_changed(self):
+        """True when the user's weights are others than when the network was taken."""
+        return self._changed or self._weights.changed
+
+    def _own(self, written):
+        """Let the copy have a parameter for itself, to which its forward pass writes."""
+        own = {
+            name: parameter
+            for name, parameter in self.module.named_parameters()
+            if parameter.data_ptr() == written.data_ptr()
+        }
+        for name, parameter in own.items():
+            # Not its data alone: writing to that would count as writing to the user's.
+            copied = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+            for part in self.module.modules():
+                aliases = [key for key, value in part._parameters.items() if value is parameter]
+                part._parameters.update(dict.fromkeys(aliases, copied))
+            self._written.append(name)
+
+    @property
+    def takes_features(self):
+        """True when X already holds what enters the last linear layer."""
+        return self.module is None or isinstance(self.module, nn.Linear)
+
+    @property
+    def _owner(self):
+        return type(self.module).__name__
+
+    @property
+    def layer_names(self):
+        """The names of all submodules."""
+        return [name for name, _ in self.module.named_modules() if name]
+
+    @property
+    def head_name(self):
+        """The name of the last linear layer; a ValueError where there is none."""
+        if self._head_name is None:
+            raise self._no_head
+        return self._head_name
+
+    @property
+    def has_head(self):
+        """True when the network ends in a linear layer."""
+        return self._head_name is not None
+
+    @property
+    def head(self):
+        """The last linear layer, in float32 at least; of each pixel where logits are maps.
+
+        It gives two logits where the network's gives one.
+        """
+        name = self.map_head if self.map_head_is_last else self.head_name
+        head = as_linear(private_copy(self.module.get_submodule(name)))
+        if self.one_logit:
+            head = two_sided(head)
+        return head.to(torch.promote_types(self.dtype, torch.float32))
+
+    def require_logits(self, maps=False):
+        """Return self, or raise if the network returns anything but logits; or maps of them."""
+        if self._no_logits is not None:
+            raise self._no_logits
+        if self._logits_shape is not None and not maps:
+            raise self._no_vectors()
+        return self
+
+    @property
+    def returns_vectors(self):
+        """True when logits are vectors, not maps."""
+        return self._logits_shape is None
+
+    def _no_vectors(self):
+        return ValueError(
+            f"{self._owner} returns logits of shape {self._logits_shape} for two "
+            "rows; this method needs (n_samples, n_classes). For maps of logits there is "
+            "ASHDetector, and GradNormDetector where they come straight from a 1×1 "
+            "convolution; for one score an image, GMMDetector(net, layer=...)."
+        )
+
+    def _take_named(self):
+        """Let the copy take the entries of a dict by name."""
+        self.takes_named = True
+        self.module.register_forward_pre_hook(spread_named, with_kwargs=True)
+
+    def _take_entry(self):
+        """Let the copy return one entry of its output, where that is a collection."""
+        if self.logits_key is not None:
+            self.module.register_forward_hook(TakeEntry(self.logits_key))
+
+    def _give_logits(self):
+        """Let the copy return two logits in place of one, and note the largest where asked to."""
+        if self.n_logits is not None:
+            self.module.register_forward_hook(GiveLogits(self.one_logit, self.largest_logits))
+
+    @torch.no_grad()
+    def _find_head(self, sample):
+        """Find the linear layer that makes the logits, or note why there is none."""
+        if isinstance(sample, dict):
+            if self.takes_features:
+                raise TypeError("X is a dict of arrays, which only a whole network takes.")
+            self._take_named()
+        if self.takes_features:
+            if pool(sample.double()).shape[-1] != self.module.in_features:
+                raise ValueError(
+                    f"X has rows of shape {tuple(sample.shape[1:])}, but the linear layer given as "
+                    f"`model` takes {self.module.in_features} features."
+                )
+            return
+        output, linear = self._observe(sample)
+        rows = next(iter(sample.values())) if isinstance(sample, dict) else sample
+        logits = self._pick_logits(output, linear, len(rows))
+        if logits is None:
+            return
+        self.returns_shape_of_X = rows is sample and logits.shape == sample.shape
+        if logits.ndim > 2 and not self.returns_features:
+            self._pick_map_head(logits, linear, sample)
+        elif not self.returns_features:
+            self._pick_head(logits, linear)
+        if self._no_logits is None:
+            self.n_logits = max(2, logits.shape[1])
+            self._give_logits()
+
+    def _observe(self, sample):
+        """Run a copy on a few rows, and note how often each layer is called and what it gives.
+
+        Returns
+        -------
+        output : object
+            What the network returns.
+        linear : list of (str, Tensor, Tensor)
+            Name, output, and a copy of the output of each call of a linear layer: what follows
+            may write to the output, which then is no longer the logits.
+        """
+        called, linear = [], []
+
+        def note(part, name, out):
+            called.append((name, out))
+            if isinstance(part, nn.Linear) or is_pointwise(part):
+                linear.append((name, out, out.clone()))
+
+        def run(dtype, sample=sample):
+            twin = private_copy(self.module)
+            called.clear(), linear.clear()
+            self._found_axes = ChannelAxes(twin)
+            for name, part in twin.named_modules():
+                part.register_forward_hook(lambda part, _, out, name=name: note(part, name, out))
+            guard = Unwritten(self._original)
+            try:
+                with guard:
+                    return twin(move(sample, self.device, dtype, copy=True))
+            except RuntimeError:
+                if guard.found is None:
+                    raise
+            self._own(guard.found)
+            return run(dtype)
+
+        random_state = rng_state(self.device)
+        try:
+            output = run(self.input_dtype)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            parts = sample.items() if isinstance(sample, dict) else [("X", sample)]
+            shapes = ", ".join(f"{n} of shape {tuple(t.shape)} and {t.dtype}" for n, t in parts)
+            message = f"{self._owner} fails on two rows of X, {shapes}: {error}"
+            message += self._layout_remedy(sample, run)
+            if isinstance(sample, dict) or sample.is_floating_point():
+                raise ValueError(message) from error
+            self.input_dtype = torch.int64
+            try:
+                output = run(self.input_dtype)
+            except (RuntimeError, ValueError, TypeError, IndexError):
+                raise ValueError(message) from error
+        if not torch.equal(random_state, rng_state(self.device)):
+            warn(
+                f"{self._owner} draws random numbers in eval mode, so that scores are random.\n"
+                "Let it draw in training only, as nn.Dropout does, or F.dropout(x, "
+                "training=self.training)."
+            )
+        self._calls = Counter(name for name, _ in called)
+        self._not_tensor = {
+            name: type(out).__name__ for name, out in called if not isinstance(out, torch.Tensor)
+        }
+        return output, linear
+
+    def _layout_remedy(self, sample, run):
+        """Return what may be wrong with the axes of X, in words, for an error message."""
+        if isinstance(sample, dict):
+            return ""
+        if sample.ndim == 3 and any(isinstance(part, nn.Conv2d) for part in self.module.modules()):
+            return "\nIf X is a single image (C, H, W), pass X[None]."
+        if sample.ndim < 4:
+            return ""
+        try:
+            run(self.input_dtype, sample.movedim(-1, 1))
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            return ""
+        return f"\n{describe_channels_first(sample.numpy())}"
+
+    def _pick_logits(self, output, linear, n_rows):
+        """Return the logits in an output, and note what is wrong with them; None if it has none."""
+        made = [out for _, out, _ in linear]
+        self.logits_key = logits_key(output, made)
+        logits = output if self.logits_key is None else output[self.logits_key]
+        if not isinstance(logits, torch.Tensor) or (logits.ndim < 2 and logits.numel() != n_rows):
+            kind = type(logits).__name__
+            shape = f" of shape {tuple(logits.shape)}" if kind == "Tensor" else ""
+            self._no_head = self._no_logits = TypeError(
+                f"{self._owner} returns a {kind}{shape}, in which no single entry is the logits, "
+                "of shape (n_samples, n_classes). Wrap it in an nn.Module whose forward returns "
+                "them alone."
+            )
+            return None
+        self._take_entry()
+        if self.logits_key in EMBEDDINGS:
+            self._find_no_head(f"returns {self.logits_key!r}")
+            self._no_logits = self._no_head
+            return logits
+        ending = describe_probabilities(logits, [clone for _, _, clone in linear])
+        if ending:
+            self._no_logits = ValueError(
+                f"{self._owner} ends in {ending}. skood needs the logits: remove that last step "
+                "(in skorch, use criterion=nn.CrossEntropyLoss, or nn.BCEWithLogitsLoss for one "
+                "logit).\nIf it is no classifier, work on the output of one of its layers: "
+                "GMMDetector(net, layer=...)."
+            )
+        if logits.ndim < 2 or any(is_one_map(out, logits) for out in made):
+            self.one_logit = "squeezed"
+            logits = logits.reshape(n_rows, 1, *logits.shape[1:])
+        elif logits.shape[1] == 1:
+            self.one_logit = "column"
+        return logits
+
+    def _find_no_head(self, what):
+        """Note that the network has no head: what it returns is features."""
+        self.returns_features = True
+        self._no_head = ValueError(
+            f"{self._owner} has no head: it {what}, not logits. This needs the whole classifier, "
+            "whose logits one nn.Linear or 1×1 convolution gives; methods on features and "
+            "FeatureExtractor take what it returns."
+        )
+
+    def _pick_head(self, logits, linear):
+        """Note the name of the linear layer that made the logits, or why there is none."""
+        # The last one, but for networks that call another after the one they return.
+        last, _, made = next(
+            (call for call in linear if call[1] is logits), (linear or [(None, None, None)])[-1]
+        )
+        remedy = "Give skood a network that ends in one linear layer, or name the layer: layer=..."
+        if made is None or not (gives(made, logits) or made.shape == logits.shape):
+            self._find_no_head(f"returns {logits.shape[1]} numbers a row that no nn.Linear gives")
+        elif self._calls[last] > 1:
+            self._no_head = ValueError(
+                f"{self._owner} calls its last linear layer {last!r} {self._calls[last]} times a "
+                f"pass. {remedy}"
+            )
+        elif not gives(made, logits):
+            self._no_head = self._no_logits or ValueError(
+                f"{self._owner} does something after its last linear layer {last!r}, whose output "
+                f"is not the network's. {remedy}"
+            )
+        else:
+            self._head_name = last
+
+    def _pick_map_head(self, logits, linear, sample):
+        """Note the 1×1 convolution behind maps of logits, or that these are tokens or features."""
+        self._logits_shape = tuple(logits.shape)
+        self._no_head = self._no_vectors()
+        if logits.ndim == 3:
+            if not any(is_same(made, logits) for _, _, made in linear):
+                self._find_no_head("returns tokens")
+            return
+        calls = [call for call in linear if call[2].ndim == logits.ndim]
+        calls = [call for call in calls if self._calls[call[0]] == 1]
+        # The last whose output is resized at most: an auxiliary head may be called after it.
+        sure = (call for call in reversed(calls) if self._is_resized(call, logits, sample))
+        name, _, made = next(sure, (None, None, None))
+        if name is None:
+            if isinstance(sample, dict) or logits.shape[2:] != sample.shape[2:]:
+                self._find_no_head(f"returns maps of shape {tuple(logits.shape[1:])}")
+            if not linear or linear[-1][2].ndim != logits.ndim or linear[-1] not in calls[-1:]:
+                return
+            name, _, made = linear[-1]
+        self.map_head, self.map_head_is_last = name, is_same(made, logits)
+
+    def _is_resized(self, call, logits, sample):
+        """Tell whether logits are the output of a layer, at most at another size."""
+        name, _, made = call
+        if made.shape[1] != logits.shape[1]:
+            return False
+        twin = private_copy(self.module)
+        twin.get_submodule(name).register_forward_hook(lambda part, args, out: out + 1)
+        moved = twin(move(sample, self.device, self.input_dtype, copy=True)).reshape(logits.shape)
+        rounding = max(1e-3, 4 * torch.finfo(logits.dtype).eps) * (1 + logits.abs().max())
+        return bool(((moved - logits - 1).abs() <= rounding).all())
+
+    def features(self, how="avg", channel_axis=None):
+        """Return a module that maps X to what enters the last linear layer.
+
+        Parameters
+        ----------
+        how : {"avg", "max", "token"} or None, default="avg"
+            How what a network without a head returns is pooled.
+        channel_axis : int, default=None
+            The axis of that which holds its channels; see `skood.functional.pool`.
+        """
+        if self.returns_features:
+            return OutputReader(private_copy(self.module), how, channel_axis)
+        if self.takes_features:
+            body = Pool("avg")
+        else:
+            body = HeadReader(private_copy(self.module), self.head_name, "avg")
+        if self.module is not None:
+            # The pass ends in front of the head.
+            head = self.head
+            body.register_forward_hook(lambda *call: self.largest_logits.note(call[2], head))
+        return body
+
+    def pixels(self):
+        """Return a module that maps X to what enters the 1×1 convolution that gives the logits."""
+        return HeadReader(private_copy(self.module), self.map_head, None)
+
+    def layer(self, name, *, how="avg", with_logits=False, channel_axis=None):
+        """Return a module that maps X to the pooled output of a named layer.
+
+        Parameters
+        ----------
+        name : str
+            A submodule.
+        how : {"avg", "max", "token"} or None, default="avg"
+            See `skood.functional.pool`.
+        with_logits : bool, default=False
+            Return ``(features, logits)``. Otherwise the pass ends at the layer.
+        channel_axis : int, default=None
+            The axis of the layer's output that holds its channels; None is to find it.
+        """
+        self.check_layer(name)
+        axis = None if how is None else self._channel_axis(name, channel_axis)
+        return LayerReader(private_copy(self.module), name, how, with_logits, axis)
+
+    def _channel_axis(self, name, given):
+        """Return the axis that holds the channels of a layer, and note it."""
+        if self._found_axes is not None:
+            self.channel_axes[name] = self._found_axes.of(name, given)
+        return self.channel_axes.get(name)
+
+    def edited(self, name, edit):
+        """Return a copy in which the output of a named layer passes through a module.
+
+        None is what enters the 1×1 convolution behind logits that are maps.
+        """
+        if name is not None:
+            self.check_layer(name)
+        return LayerEditor(private_copy(self.module), name, self.map_head, edit)
+
+    def taps(self, names, combine, channel_axes):
+        """Return a module that maps X to a combination of layers' outputs and KL gradients.
+
+        Parameters
+        ----------
+        names : list of str or None
+            Submodules; None is what enters the last linear layer.
+        combine : callable
+            Maps (output, gradient) of a layer to (n_samples, n_neurons). See `GradientTaps`.
+        channel_axes : list of int or None
+            As in `layer`, one a name.
+        """
+        axes = [None] * len(names)
+        for i, (name, given) in enumerate(zip(names, channel_axes, strict=True)):
+            if name is not None:
+                self.check_layer(name)
+                axes[i] = self._channel_axis(name, given)
+        head_name = self.head_name if None in names else None
+        return GradientTaps(differentiable_copy(self.module), names, head_name, combine, axes)
+
+    def check_layer(self, name):
+        """Raise unless the network has a layer or call of this name that gives a tensor."""
+        if self.takes_features:
+            raise ValueError(
+                f"layer={name!r} names a submodule, but there is no network to look in: X holds "
+                "features already. Pass the whole trained network as `model`, or name no layer."
+            )
+        name = check_called(name, self._owner, self.layer_names, self._calls)
+        if name in self._not_tensor:
+            raise TypeError(
+                f"The layer {name!r} of {self._owner} gives a {self._not_tensor[name]}, not a "
+                "tensor. Name a layer inside of it, or put it into a module whose forward returns "
+                "one tensor."
+            )
