@@ -201,6 +201,24 @@ class OutputReader(nn.Module):
         return at_least_float32(pool(output, self.how, channel_axis=self.channel_axis, mask=mask))
 
 
+class LogitsReader(nn.Module):
+    """Map X to logits, in float32 at least.
+
+    Parameters
+    ----------
+    network : nn.Module
+        A private copy, for this alone.
+    """
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        """Return logits."""
+        return at_least_float32(self.network(x))
+
+
 class LayerReader(_Hooked):
     """Map X to the pooled output of a layer, and to the logits if asked.
 

@@ -11,23 +11,13 @@ from skood._warnings import warn
 from skood.data.arrays import describe_channels_first, move
 from skood.functional import pool
 from skood.network.channels import ChannelAxes
-from skood.network.layers import (
-    GradientTaps,
-    HeadReader,
-    LayerEditor,
-    LayerReader,
-    OutputReader,
-    check_called,
-)
 from skood.network.modules import (
     GiveLogits,
     LargestLogits,
-    Pool,
     TakeEntry,
     Unwritten,
     Weights,
     as_linear,
-    differentiable_copy,
     is_pointwise,
     private_copy,
     spread_named,
@@ -44,9 +34,10 @@ from skood.network.outputs import (
     logits_key,
     rng_state,
 )
+from skood.network.services import NetworkServices
 
 
-class Network:
+class Network(NetworkServices):
     """A network that skood may cut: a private copy of the user's.
 
     Parameters
@@ -472,97 +463,3 @@ class Network:
         moved = twin(move(sample, self.device, self.input_dtype, copy=True)).reshape(logits.shape)
         rounding = max(1e-3, 4 * torch.finfo(logits.dtype).eps) * (1 + logits.abs().max())
         return bool(((moved - logits - 1).abs() <= rounding).all())
-
-    def features(self, how="avg", channel_axis=None):
-        """Return a module that maps X to what enters the last linear layer.
-
-        Parameters
-        ----------
-        how : {"avg", "max", "token"} or None, default="avg"
-            How what a network without a head returns is pooled.
-        channel_axis : int, default=None
-            The axis of that which holds its channels; see `skood.functional.pool`.
-        """
-        if self.returns_features:
-            return OutputReader(private_copy(self.module), how, channel_axis)
-        if self.takes_features:
-            body = Pool("avg")
-        else:
-            body = HeadReader(private_copy(self.module), self.head_name, "avg")
-        if self.module is not None:
-            # The pass ends in front of the head.
-            head = self.head
-            body.register_forward_hook(lambda *call: self.largest_logits.note(call[2], head))
-        return body
-
-    def pixels(self):
-        """Return a module that maps X to what enters the 1×1 convolution that gives the logits."""
-        return HeadReader(private_copy(self.module), self.map_head, None)
-
-    def layer(self, name, *, how="avg", with_logits=False, channel_axis=None):
-        """Return a module that maps X to the pooled output of a named layer.
-
-        Parameters
-        ----------
-        name : str
-            A submodule.
-        how : {"avg", "max", "token"} or None, default="avg"
-            See `skood.functional.pool`.
-        with_logits : bool, default=False
-            Return ``(features, logits)``. Otherwise the pass ends at the layer.
-        channel_axis : int, default=None
-            The axis of the layer's output that holds its channels; None is to find it.
-        """
-        self.check_layer(name)
-        axis = None if how is None else self._channel_axis(name, channel_axis)
-        return LayerReader(private_copy(self.module), name, how, with_logits, axis)
-
-    def _channel_axis(self, name, given):
-        """Return the axis that holds the channels of a layer, and note it."""
-        if self._found_axes is not None:
-            self.channel_axes[name] = self._found_axes.of(name, given)
-        return self.channel_axes.get(name)
-
-    def edited(self, name, edit):
-        """Return a copy in which the output of a named layer passes through a module.
-
-        None is what enters the 1×1 convolution behind logits that are maps.
-        """
-        if name is not None:
-            self.check_layer(name)
-        return LayerEditor(private_copy(self.module), name, self.map_head, edit)
-
-    def taps(self, names, combine, channel_axes):
-        """Return a module that maps X to a combination of layers' outputs and KL gradients.
-
-        Parameters
-        ----------
-        names : list of str or None
-            Submodules; None is what enters the last linear layer.
-        combine : callable
-            Maps (output, gradient) of a layer to (n_samples, n_neurons). See `GradientTaps`.
-        channel_axes : list of int or None
-            As in `layer`, one a name.
-        """
-        axes = [None] * len(names)
-        for i, (name, given) in enumerate(zip(names, channel_axes, strict=True)):
-            if name is not None:
-                self.check_layer(name)
-                axes[i] = self._channel_axis(name, given)
-        head_name = self.head_name if None in names else None
-        return GradientTaps(differentiable_copy(self.module), names, head_name, combine, axes)
-
-    def check_layer(self, name):
-        """Raise unless the network has a layer or call of this name that gives a tensor."""
-        if self.takes_features:
-            raise ValueError(
-                f"layer={name!r} names a submodule, but there is no network to look in: X holds "
-                "features already. Pass the whole trained network as `model`, or name no layer."
-            )
-        name = check_called(name, self._owner, self.layer_names, self._calls)
-        if name in self._not_tensor:
-            raise TypeError(
-                f"The layer {name!r} of {self._owner} gives a {self._not_tensor[name]}, not a "
-                "tensor. Name a layer inside of it, or put it into a module whose forward returns "
-                "one tensor."
-            )
