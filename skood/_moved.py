@@ -5,9 +5,10 @@ import importlib.util
 import sys
 from types import ModuleType
 
+# By its name of then, the modules that hold what lay there.
 MOVED = {
     "skood._gaussians": "skood.learning.gaussians",
-    "skood._states": "skood.learning.states",
+    "skood._states": "skood.learning.states skood.learning.reservoir skood.learning.accumulated",
     "skood._testing_networks": "skood.testing.networks",
     "skood.detectors._ash": "skood.detectors.shaping.ash",
     "skood.detectors._gmm": "skood.detectors.features.gmm",
@@ -26,8 +27,9 @@ class MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Fill a module with what is where it has moved to."""
-        moved = importlib.import_module(MOVED[module.__name__])
-        vars(module).update({k: v for k, v in vars(moved).items() if not k.startswith("__")})
+        for name in MOVED[module.__name__].split():
+            moved = vars(importlib.import_module(name))
+            vars(module).update({k: v for k, v in moved.items() if not k.startswith("__")})
 
 
 def find_moved_modules() -> None:

@@ -15,7 +15,8 @@ from skood._compat import move_to_numpy
 from skood.data.labels import as_labels, encode_labels, is_label_map
 from skood.estimators.network_estimator import computing
 from skood.estimators.pieces import LearnsInPieces
-from skood.learning.states import AccumulatedState, State
+from skood.learning.accumulated import AccumulatedState
+from skood.learning.states import State
 from skood.network.modules import private_copy, unwrap
 
 # States that one task brings together: a tree over 20 000 blocks is 5 high.

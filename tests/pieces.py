@@ -11,7 +11,7 @@ from sklearn.base import clone
 from torch import nn
 
 from skood import ASHDetector, GMMDetector, GradNormDetector, NACDetector, NNGuideDetector
-from skood.learning.states import N_THRESHOLD_ROWS
+from skood.learning.accumulated import N_THRESHOLD_ROWS
 
 N_FEATURES, N_CLASSES, N_PIECES = 128, 10, 100
 

@@ -65,3 +65,8 @@ def test_no_circle_of_modules():
 
     for module in edges:
         visit(module)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_file_is_one_room(path):
+    assert len(path.read_text().splitlines()) <= 450

@@ -37,7 +37,7 @@ from skood import (
 )
 from skood.calibration import ConformalDetector
 from skood.learning import states as states
-from skood.learning.states import Reservoir
+from skood.learning.reservoir import Reservoir
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The features are signed", "ignore:k=", "ignore:The covariance"

@@ -18,12 +18,14 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import skood
-from skood import GMMDetector, NNGuideDetector, persistence
+from skood import GMMDetector, NNGuideDetector
 from skood.base import BaseDetector
+from skood.files import persistence
 from skood.learning.gaussians import ClassMoments, FoldMoments
 from skood.learning.keys import entry_keys, row_keys
 from skood.learning.learning import LearnedModule, LearningScorer
-from skood.learning.states import Extremes, LogSums, Reservoir, State, StateList
+from skood.learning.reservoir import Reservoir
+from skood.learning.states import Extremes, LogSums, State, StateList
 
 pytestmark = pytest.mark.filterwarnings("ignore:X has feature names")
 some = settings(

@@ -18,9 +18,9 @@ from skood.data.labels import check_classes
 from skood.data.lazy import is_dask
 from skood.data.streams import is_stream
 from skood.estimators.network_estimator import ROW_ATTRIBUTES, NetworkEstimator, computing
+from skood.learning.accumulated import AccumulatedState
 from skood.learning.keys import entry_keys
 from skood.learning.learning import LearnedModule, LearningScorer, Training, key_seed
-from skood.learning.states import AccumulatedState
 from skood.network.model import frozen_classes
 
 # May change from piece to piece of `partial_fit`, and differ between detectors that are merged.

@@ -15,7 +15,7 @@ from skood.estimators.network_estimator import PoolsLayer
 from skood.estimators.parameters import param
 from skood.functional import energy
 from skood.learning.learning import LearningScorer
-from skood.learning.states import Reservoir
+from skood.learning.reservoir import Reservoir
 
 # Inner products are taken in tiles of at most this many queries and bank rows: 4 MiB of float32.
 TILE = 1024
