@@ -13,6 +13,8 @@ from tqdm import tqdm
 
 import skood
 from skood import benchmark
+from skood.benchmark.digits import N_EPOCHS
+from skood.benchmark.evaluation import import_for_evaluate
 from skood.datasets import load_digits_ood
 
 NOTES = """\
@@ -188,7 +190,7 @@ def run_evaluate(parser, options):
     if len(dict(options.ood)) < len(options.ood):
         parser.error("argument --ood: each set needs a name of its own")
     try:
-        benchmark.import_for_evaluate()
+        import_for_evaluate()
         # What is wrong with the arguments is told before anything is read.
         X_train, y_train = read_rows(options.train)
         X_id, y_id = read_rows(options.id)
@@ -284,7 +286,7 @@ def run_digits(parser, options):
     except ImportError as error:
         parser.error(str(error))
     n_ood = sum(map(len, data.ood.values()))
-    with tqdm(total=benchmark.N_EPOCHS, desc="training", leave=False, disable=None) as bar:
+    with tqdm(total=N_EPOCHS, desc="training", leave=False, disable=None) as bar:
         net = benchmark.train_digits_network(
             data.X_train,
             data.y_train,
