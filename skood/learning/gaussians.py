@@ -6,6 +6,8 @@ import os
 import torch
 from torch import nn
 
+from skood._warnings import warn
+from skood.functional import all_finite
 from skood.learning.states import State
 
 # White dimensions of each class in one product. Of 256 a width of 64 multiplies .63 of all, 32
@@ -17,6 +19,11 @@ LEADING_SLICES, NEAR_SHARE = 2, 0.25
 # Scores of float32 products err by 3e-8 times the stretch (the larger of relative and a feature).
 LARGEST_STRETCH = 300
 FAR = 1e10
+# Grows the ridge of a covariance that has no Cholesky factor.
+RIDGE_START, RIDGE_STEP = 1e-10, 10.0
+# The squares of larger differences, summed over 10⁷ rows, overflow.
+LARGEST_FEATURE = 1e150
+OVERFLOW = "The squares of the features overflow: scale them, to about 1."
 
 
 class ClassMoments(State):
@@ -195,6 +202,101 @@ def inverse_factor(covariance, ridge=0.0):
     identity = torch.eye(len(scale), dtype=lower.dtype, device=lower.device)
     inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
     return inverse.T / scale[:, None], lower.diagonal().log().sum() + scale.log().sum()
+
+
+def check_squares(features):
+    """Raise if the squares of features would overflow."""
+    if bool((features.abs() > LARGEST_FEATURE).any()):
+        raise ValueError(OVERFLOW)
+
+
+def ridges_of(moments, reg_covar):
+    """Return the ridge of covariances, and the least that a singular one is tried with.
+
+    Parameters
+    ----------
+    moments : ClassMoments
+        Of all rows.
+    reg_covar : "auto" or float
+        "auto" is 0.01 times the mean variance within the classes.
+    """
+    scatters = moments.scatters
+    if not all_finite(scatters):
+        raise ValueError(OVERFLOW)
+    variances = scatters if moments.shape == "diag" else scatters.diagonal(dim1=1, dim2=2)
+    within = float(variances.sum() / (moments.counts.sum() * variances.shape[1]))
+    ridge = 0.01 * within if reg_covar == "auto" else float(reg_covar)
+    # Where nothing varies within a class, the size of the features is the only scale left.
+    return ridge, RIDGE_START * (within or float(moments.means.square().mean()) or 1.0)
+
+
+def factor_covariance(scatter, divisor, ridge, least_ridge, name=None):
+    """Factor scatter / divisor + ridge, with a larger ridge where that is singular.
+
+    Returns the factor, half the log-determinant and the ridge; warns where there is a name.
+    """
+    used = ridge
+    while (solved := inverse_factor(scatter / divisor, used)) is None:
+        used = max(RIDGE_STEP * used, least_ridge)
+    if used != ridge and name is not None:
+        warn(
+            f"The covariance of {name} ({int(divisor)} rows, {scatter.shape[0]} features) is "
+            f"singular: reg_covar={used:.3g} was used for it instead of {ridge:.3g}."
+        )
+    return *solved, used
+
+
+def nearest_to_zero(moments):
+    """Return of each feature the class mean nearest to 0, to centre rows by.
+
+    The mean of all rows lies as near to the classes but where one holds a row of 1e30: there it
+    takes all digits from the others.
+    """
+    present = moments.means[moments.counts > 0]
+    return present.gather(0, present.abs().argmin(0, keepdim=True))[0]
+
+
+def distances_without_own(white, class_indices, means, counts):
+    """Return squared distances to class means under Gaussians refitted without each row.
+
+    These share a covariance, whose ridge is kept. See `GMMDetector` for the algebra.
+
+    Parameters
+    ----------
+    white : Tensor of shape (n_samples, D)
+        Training rows times `inverse_factor` of the scatter divided by one row less.
+    class_indices : Tensor of shape (n_samples,)
+        Their classes.
+    means : Tensor of shape (K, D)
+        Of the classes, times the same.
+    counts : Tensor of shape (K,)
+        Numbers of rows.
+
+    Returns
+    -------
+    distances : Tensor of shape (n_samples, K)
+        Of a class that has lost its only row, that to this row.
+    room : Tensor of shape (n_samples,)
+        The share of the determinant of the covariance that is left without each row.
+    """
+    at = torch.arange(len(class_indices), device=class_indices.device)
+    alone = counts[class_indices] == 1
+    grow = torch.where(alone, 1.0, counts[class_indices] / (counts[class_indices] - 1))
+    change = torch.where(alone, 0.0, grow / (counts.sum() - 1))
+    delta = white - means[class_indices]
+    room = room_left(1 - change * squared_norms(delta))
+    # delta @ (white - mean) for all means, without their differences.
+    cross = delta @ means.T
+    cross = squared_norms(delta)[:, None] + cross[at, class_indices][:, None] - cross
+    distances = squared_distances(white, means) + (change / room)[:, None] * cross.square()
+    # The own mean moves too, by the same factor in both places of the product.
+    distances[at, class_indices] *= grow.square()
+    return distances, room
+
+
+def room_left(room):
+    """Keep what is left of a variance positive: with no ridge a class may lose a dimension."""
+    return room.clamp(min=1e-12)
 
 
 def leading_directions(means):

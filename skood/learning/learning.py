@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from sklearn import get_config
 from torch import nn
 
 from skood.data.arrays import (
@@ -15,6 +16,9 @@ from skood.data.labelled_rows import LabelledRows
 from skood.functional import all_finite
 from skood.learning.agreement import Agreement, columns_of
 from skood.learning.keys import row_keys
+
+# What a block of rows takes, to stay in cache.
+BLOCK_BYTES = 16 * 2**20
 
 
 class LearnedModule(nn.Module):
@@ -73,6 +77,31 @@ class LearningScorer(LearnedModule):
 
     def clear_cache(self):
         """Drop what only `leave_one_out` needs."""
+
+
+def block_rows(row_bytes):
+    """Return of how many rows to compute at once what takes so many bytes a row."""
+    return max(1, int(min(BLOCK_BYTES, get_config()["working_memory"] * 2**20) // row_bytes))
+
+
+def score_in_blocks(score, row_bytes, *inputs):
+    """Return the float64 scores of rows, computed in blocks.
+
+    Parameters
+    ----------
+    score : callable
+        Maps tensors of some rows to their scores.
+    row_bytes : int
+        What it takes a row.
+    *inputs : Tensor of shape (n_samples, ...)
+        Its arguments, of all rows.
+    """
+    size = block_rows(row_bytes)
+    scores = torch.empty(len(inputs[0]), dtype=torch.float64, device=inputs[0].device)
+    # Written in place: small results that are kept between large ones leave holes in memory.
+    for part, *block in zip(scores.split(size), *(x.split(size) for x in inputs), strict=True):
+        part.copy_(score(*block))
+    return scores
 
 
 def learned_parts(scorer):

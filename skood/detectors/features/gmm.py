@@ -4,38 +4,36 @@ import math
 from numbers import Real
 
 import torch
-from sklearn import get_config
 
 from skood._compat import Interval, StrOptions
-from skood._warnings import warn
 from skood.estimators.kinds import FeatureDetector
 from skood.estimators.parameters import param
-from skood.functional import all_finite, clip_to
+from skood.functional import clip_to
 from skood.learning.gaussians import (
     LARGEST_STRETCH,
     SLICE_COLUMNS,
     ClassMoments,
     check_memory,
+    check_squares,
+    distances_without_own,
+    factor_covariance,
     inverse_factor,
     leading_directions,
     log_joint,
+    nearest_to_zero,
+    ridges_of,
+    room_left,
     squared_distances,
     squared_norms,
     stack_factors,
     stretch,
 )
-from skood.learning.learning import LearningScorer
+from skood.learning.learning import LearningScorer, block_rows, score_in_blocks
 
-# What a block of rows takes, and its differences from the means for diagonal covariances: these
-# stay in cache.
-BLOCK_BYTES, DIAG_BLOCK_BYTES = 16 * 2**20, 2**20
+# What differences of rows from the means take for diagonal covariances: these stay in cache.
+DIAG_BLOCK_BYTES = 2**20
 # Densities below e⁻⁴⁰ = 4e-18 of the largest are no digit of a score.
 MARGIN = 40.0
-# Grows the ridge of a class whose covariance has no Cholesky factor.
-RIDGE_START, RIDGE_STEP = 1e-10, 10.0
-# The squares of larger differences, summed over 10⁷ rows, overflow.
-LARGEST_FEATURE = 1e150
-OVERFLOW = "The squares of the features overflow: scale them, to about 1."
 
 
 class GMMScorer(LearningScorer):
@@ -54,8 +52,7 @@ class GMMScorer(LearningScorer):
 
     def check(self, inputs):
         """Raise if squares would overflow."""
-        if bool((inputs[0].abs() > LARGEST_FEATURE).any()):
-            raise ValueError(OVERFLOW)
+        check_squares(inputs[0])
 
     def init_state(self, inputs, n_classes, n_expected):
         """Return the moments of no rows."""
@@ -75,15 +72,9 @@ class GMMScorer(LearningScorer):
         """Factor the covariances, with a larger ridge where they are singular."""
         self.moments, self.means = state, state.means.clone()
         counts, scatters = state.counts, state.scatters
-        if not all_finite(scatters):
-            raise ValueError(OVERFLOW)
+        ridge, least_ridge = ridges_of(state, self.reg_covar)
         n_rows = counts.sum()
         self.log_weights = (counts / n_rows).log()
-        variances = scatters if state.shape == "diag" else scatters.diagonal(dim1=1, dim2=2)
-        within = float(variances.sum() / (n_rows * variances.shape[1]))
-        ridge = 0.01 * within if self.reg_covar == "auto" else float(self.reg_covar)
-        # Where nothing varies within a class, the size of the features is the only scale left.
-        self.least_ridge = RIDGE_START * (within or float(self.means.square().mean()) or 1.0)
         if self.covariance_type == "spherical":
             scatters = scatters.mean(1, keepdim=True).expand_as(scatters)
         if state.shape == "tied":
@@ -92,15 +83,12 @@ class GMMScorer(LearningScorer):
             divisors = counts
             names = ["all rows"] if classes is None else [f"class {label!s}" for label in classes]
         solved = [
-            self._solve(scatter, divisor, ridge, name)
+            factor_covariance(scatter, divisor, ridge, least_ridge, name)
             for scatter, divisor, name in zip(scatters, divisors, names, strict=True)
         ]
         factors, half_log_dets, ridges = zip(*solved, strict=True)
         self.half_log_dets = torch.stack(half_log_dets)
-        # Of each feature the class mean nearest to 0. The mean of all rows lies as near to them but
-        # where a class holds a row of 1e30: there it takes all digits from the others.
-        present = self.means[counts > 0]
-        self.center = present.gather(0, present.abs().argmin(0, keepdim=True))[0]
+        self.center = nearest_to_zero(state)
         self.rotation = self.rotated_means = None
         if state.shape == "tied":
             self.rotation = factors[0]
@@ -111,7 +99,8 @@ class GMMScorer(LearningScorer):
         if self.rotation is not None:
             self.rotated_means = (self.means - self.center) @ self.rotation
         # The ridges stay when a row is left out.
-        solved = map(self._solve, scatters, (divisors - 1).clamp(min=1), ridges)
+        divisors, least = (divisors - 1).clamp(min=1), [least_ridge] * len(ridges)
+        solved = map(factor_covariance, scatters, divisors, ridges, least)
         factors, half_log_dets, _ = zip(*solved, strict=True)
         self.left_out = factors, torch.stack(half_log_dets)
 
@@ -145,39 +134,18 @@ class GMMScorer(LearningScorer):
                 dtype = self.moments.dtype
         self.factors = stack_factors(factors, (self.means - self.center) @ self.rotation).to(dtype)
 
-    def _solve(self, scatter, divisor, ridge, name=None):
-        """Factor scatter / divisor + ridge, with a larger ridge where that is singular.
-
-        Returns the factor, half the log-determinant and the ridge; warns where there is a name.
-        """
-        used = ridge
-        while (solved := inverse_factor(scatter / divisor, used)) is None:
-            used = max(RIDGE_STEP * used, self.least_ridge)
-        if used != ridge and name is not None:
-            warn(
-                f"The covariance of {name} ({int(divisor)} rows, {scatter.shape[0]} features) is "
-                f"singular: reg_covar={used:.3g} was used for it instead of {ridge:.3g}."
-            )
-        return *solved, used
-
     def forward(self, features):
         """Score features of shape (n_samples, D)."""
         if torch.compiler.is_exporting():
             return self._combine(self._joint(features))
-        scores = self.means.new_empty(len(features))
-        n_rows = self._block_rows()
-        # Written in place: small results that are kept between large ones leave holes in memory.
-        for part, block in zip(scores.split(n_rows), features.split(n_rows), strict=True):
-            part.copy_(self._combine(self._joint(block)))
-        return scores
+        return score_in_blocks(lambda x: self._combine(self._joint(x)), self._row_bytes, features)
 
-    def _block_rows(self):
-        """Return how many rows to score at once."""
+    @property
+    def _row_bytes(self):
+        """What scoring a row takes."""
         n_classes, n_features = self.means.shape
         # In float64: the features and what becomes of them, distances, and a slice of all classes.
-        row_bytes = 8 * (5 * n_features + (SLICE_COLUMNS + 6) * n_classes)
-        block_bytes = min(BLOCK_BYTES, get_config()["working_memory"] * 2**20)
-        return max(1, int(block_bytes // row_bytes))
+        return 8 * (5 * n_features + (SLICE_COLUMNS + 6) * n_classes)
 
     def _joint(self, features, left_out=None):
         """Return the logarithms of weight times density but for a constant, (n_samples, K).
@@ -232,7 +200,7 @@ class GMMScorer(LearningScorer):
         scores = self.means.new_empty(len(class_indices))
         leave_out = self._leave_out_tied if self.covariance_type == "tied" else self._leave_out
         # Rows of one class next to each other, so that a block holds few classes.
-        for block in torch.argsort(class_indices, stable=True).split(self._block_rows()):
+        for block in torch.argsort(class_indices, stable=True).split(block_rows(self._row_bytes)):
             scores[block] = leave_out(inputs[0][block], class_indices[block])
         return scores
 
@@ -248,7 +216,7 @@ class GMMScorer(LearningScorer):
             for k in torch.unique(class_indices).tolist():
                 own = class_indices == k
                 distances[own] = squared_norms(delta[own] @ factors[k])
-            room = self._room(1 - change * distances)
+            room = room_left(1 - change * distances)
             distances = distances / room
             half_log_dets = half_log_dets[class_indices] + room.log() / 2
         else:
@@ -256,7 +224,7 @@ class GMMScorer(LearningScorer):
             if self.covariance_type == "spherical":
                 losses = losses.mean(1, keepdim=True)
             variances = torch.stack(factors)[class_indices].square().reciprocal()
-            variances = variances * self._room(1 - losses / variances)
+            variances = variances * room_left(1 - losses / variances)
             distances = (delta.square() / variances).sum(1)
             half_log_dets = variances.log().sum(1) / 2
         scales = self._scales(((counts - 1) / (n_rows - 1)).log(), half_log_dets)
@@ -269,31 +237,15 @@ class GMMScorer(LearningScorer):
     def _leave_out_tied(self, features, class_indices):
         """Score rows where all classes share what changes."""
         counts, n_rows = self.moments.counts, self.moments.counts.sum()
-        at = torch.arange(len(class_indices), device=class_indices.device)
-        alone = counts[class_indices] == 1
-        grow = torch.where(alone, 1.0, counts[class_indices] / (counts[class_indices] - 1))
-        change = torch.where(alone, 0.0, grow / (n_rows - 1))
         (factor,), half_log_det = self.left_out
-        white = (features.double() - self.center) @ factor
-        means = (self.means - self.center) @ factor
-        delta = white - means[class_indices]
-        room = self._room(1 - change * squared_norms(delta))
-        # delta @ (white - mean) for all means, without their differences.
-        cross = delta @ means.T
-        cross = squared_norms(delta)[:, None] + cross[at, class_indices][:, None] - cross
-        distances = squared_distances(white, means) + (change / room)[:, None] * cross.square()
-        # The own mean moves too, by the same factor in both places of the product.
-        distances[at, class_indices] *= grow.square()
+        white, means = ((x - self.center) @ factor for x in (features.double(), self.means))
+        distances, room = distances_without_own(white, class_indices, means, counts)
+        at = torch.arange(len(class_indices), device=class_indices.device)
         n_left = counts.repeat(len(class_indices), 1)
         n_left[at, class_indices] -= 1
         half_log_dets = half_log_det + room.log()[:, None] / 2
         scales = self._scales((n_left / (n_rows - 1)).log(), half_log_dets)
         return self._combine(scales - distances / 2)
-
-    @staticmethod
-    def _room(room):
-        """Keep what is left of a variance positive: with no ridge a class may lose a dimension."""
-        return room.clamp(min=1e-12)
 
 
 class GMMDetector(FeatureDetector):
