@@ -8,6 +8,7 @@ from skood.detectors import (
     ASHDetector,
     GMMDetector,
     GradNormDetector,
+    MahalanobisDetector,
     NACDetector,
     NNGuideDetector,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "FeatureExtractor",
     "GMMDetector",
     "GradNormDetector",
+    "MahalanobisDetector",
     "NACDetector",
     "NNGuideDetector",
     "__version__",

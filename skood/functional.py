@@ -11,6 +11,7 @@ __all__ = [
     "max_logit",
     "msp",
     "pool",
+    "radial",
 ]
 
 
@@ -247,3 +248,37 @@ def clip_to(scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """
     limit = min(torch.finfo(dtype).max, torch.finfo(scores.dtype).max)
     return scores.clamp(-limit, limit).to(dtype)
+
+
+def radial(rows: torch.Tensor, power: float) -> torch.Tensor:
+    """Divide rows by a power of their length.
+
+    Parameters
+    ----------
+    rows : Tensor of shape (n_samples, D)
+        Vectors. The square of their length may overflow or underflow.
+    power : float
+        0 leaves them, 1 gives them length 1.
+
+    Returns
+    -------
+    rows : Tensor of shape (n_samples, D)
+        Zero rows stay zero.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.functional import radial
+    >>> radial(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), 1)
+    tensor([[0.6000, 0.8000],
+            [0.0000, 0.0000]])
+    """
+    if power == 0:
+        return rows
+    # Where everything is below the smallest normal number a division would give inf.
+    tiny = torch.finfo(rows.dtype).tiny
+    size = rows.abs().amax(1, keepdim=True).clamp(min=tiny)
+    scaled = rows / size
+    norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    unit = scaled / norm.clamp(min=tiny)
+    return unit if power == 1 else unit * (size * norm).clamp(min=tiny) ** (1 - power)

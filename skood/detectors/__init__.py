@@ -1,9 +1,17 @@
 """One method a file."""
 
 from skood.detectors.features.gmm import GMMDetector
+from skood.detectors.features.mahalanobis import MahalanobisDetector
 from skood.detectors.gradients.gradnorm import GradNormDetector
 from skood.detectors.head.nnguide import NNGuideDetector
 from skood.detectors.layers.nac import NACDetector
 from skood.detectors.shaping.ash import ASHDetector
 
-__all__ = ["ASHDetector", "GMMDetector", "GradNormDetector", "NACDetector", "NNGuideDetector"]
+__all__ = [
+    "ASHDetector",
+    "GMMDetector",
+    "GradNormDetector",
+    "MahalanobisDetector",
+    "NACDetector",
+    "NNGuideDetector",
+]

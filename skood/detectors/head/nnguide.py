@@ -13,7 +13,7 @@ from skood._warnings import warn
 from skood.estimators.kinds import HeadDetector
 from skood.estimators.network_estimator import PoolsLayer
 from skood.estimators.parameters import param
-from skood.functional import energy
+from skood.functional import energy, radial
 from skood.learning.learning import LearningScorer
 from skood.learning.reservoir import Reservoir
 
@@ -21,15 +21,6 @@ from skood.learning.reservoir import Reservoir
 TILE = 1024
 # Of two their product, the score, does not overflow.
 LARGEST_ENERGY = 1e150
-
-
-def unit_rows(features):
-    """Scale rows to length 1; zero rows stay zero, and lengths of 1e30 do not overflow."""
-    size = features.abs().amax(1, keepdim=True)
-    # Where everything is below the smallest normal number a division would give inf.
-    scaled = features / size.clamp(min=torch.finfo(features.dtype).tiny)
-    norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
-    return scaled / norm.clamp(min=torch.finfo(features.dtype).tiny)
 
 
 def inner_products(queries, rows):
@@ -197,7 +188,7 @@ class NNGuideScorer(LearningScorer):
 
     def _guide(self, features, logits=None):
         """Return unit features and energies."""
-        return unit_rows(features), energy(self.head(features) if logits is None else logits)
+        return radial(features, 1), energy(self.head(features) if logits is None else logits)
 
     def forward(self, features, logits=None):
         """Score rows."""
