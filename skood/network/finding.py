@@ -9,6 +9,7 @@ from skood._warnings import warn
 from skood.data.arrays import describe_channels_first, move
 from skood.functional import pool
 from skood.network.channels import ChannelAxes
+from skood.network.ensemble import NetworkEnsemble
 from skood.network.modules import (
     Unwritten,
     is_pointwise,
@@ -23,6 +24,7 @@ from skood.network.outputs import (
     logits_key,
     rng_state,
 )
+from skood.network.stages import Stages
 
 
 class FindsHead:
@@ -35,6 +37,7 @@ class FindsHead:
             if self.takes_features:
                 raise TypeError("X is a dict of arrays, which only a whole network takes.")
             self._take_named()
+            self.input_names = sorted(sample)
         if self.takes_features:
             if pool(sample.double()).shape[-1] != self.module.in_features:
                 raise ValueError(
@@ -42,16 +45,22 @@ class FindsHead:
                     f"`model` takes {self.module.in_features} features."
                 )
             return
-        output, linear = self._observe(sample)
+        output, linear, stages = self._observe(sample)
         rows = next(iter(sample.values())) if isinstance(sample, dict) else sample
         logits = self._pick_logits(output, linear, len(rows))
         if logits is None:
             return
         self.returns_shape_of_X = rows is sample and logits.shape == sample.shape
-        if logits.ndim > 2 and not self.returns_features:
+        several = [m for m in self.module.modules() if isinstance(m, NetworkEnsemble)]
+        if any(len(ensemble.networks) > 1 for ensemble in several):
+            self._refuse_features_of_several(logits)
+        elif logits.ndim > 2 and not self.returns_features:
             self._pick_map_head(logits, linear, sample)
         elif not self.returns_features:
             self._pick_head(logits, linear)
+        if not several:
+            features = logits if self.returns_features else None
+            self._stages = stages.names(self._head_name, self.map_head, features)
         if self._no_logits is None:
             self.n_logits = max(2, logits.shape[1])
             self._give_logits()
@@ -66,8 +75,11 @@ class FindsHead:
         linear : list of (str, Tensor, Tensor)
             Name, output, and a copy of the output of each call of a linear layer: what follows
             may write to the output, which then is no longer the logits.
+        stages : Stages
+            What watched the pass.
         """
         called, linear = [], []
+        n_rows = len(next(iter(sample.values())) if isinstance(sample, dict) else sample)
 
         def note(part, name, out):
             called.append((name, out))
@@ -78,12 +90,13 @@ class FindsHead:
             twin = private_copy(self.module)
             called.clear(), linear.clear()
             self._found_axes = ChannelAxes(twin)
+            stages = Stages(twin, self._found_axes, n_rows)
             for name, part in twin.named_modules():
                 part.register_forward_hook(lambda part, _, out, name=name: note(part, name, out))
             guard = Unwritten(self._original)
             try:
                 with guard:
-                    return twin(move(sample, self.device, dtype, copy=True))
+                    return twin(move(sample, self.device, dtype, copy=True)), stages
             except RuntimeError:
                 if guard.found is None:
                     raise
@@ -92,7 +105,7 @@ class FindsHead:
 
         random_state = rng_state(self.device)
         try:
-            output = run(self.input_dtype)
+            output, stages = run(self.input_dtype)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             parts = sample.items() if isinstance(sample, dict) else [("X", sample)]
             shapes = ", ".join(f"{n} of shape {tuple(t.shape)} and {t.dtype}" for n, t in parts)
@@ -102,7 +115,7 @@ class FindsHead:
                 raise ValueError(message) from error
             self.input_dtype = torch.int64
             try:
-                output = run(self.input_dtype)
+                output, stages = run(self.input_dtype)
             except (RuntimeError, ValueError, TypeError, IndexError):
                 raise ValueError(message) from error
         if not torch.equal(random_state, rng_state(self.device)):
@@ -115,7 +128,7 @@ class FindsHead:
         self._not_tensor = {
             name: type(out).__name__ for name, out in called if not isinstance(out, torch.Tensor)
         }
-        return output, linear
+        return output, linear, stages
 
     def _layout_remedy(self, sample, run):
         """Return what may be wrong with the axes of X, in words, for an error message."""
@@ -164,6 +177,15 @@ class FindsHead:
         elif logits.shape[1] == 1:
             self.one_logit = "column"
         return logits
+
+    def _refuse_features_of_several(self, logits):
+        """Note that several networks have no features in common."""
+        self._logits_shape = tuple(logits.shape) if logits.ndim > 2 else None
+        self._no_head = ValueError(
+            "The networks of a NetworkEnsemble have no features in common, in front of one last "
+            "linear layer.\nFit one detector a network and combine them by "
+            "skood.ensemble.EnsembleDetector, or name a layer of one: layer='networks.0. ...'."
+        )
 
     def _find_no_head(self, what):
         """Note that the network has no head: what it returns is features."""

@@ -8,9 +8,9 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
-from skood.functional import at_least_float32, kl_to_uniform_grad, pool
+from skood.functional import at_least_float32, pool
 from skood.network.modules import split_call
 
 
@@ -86,13 +86,19 @@ class _Hooked(nn.Module):
             del self._calls.seen, self._calls.counts, self._calls.mask
 
     def _on_input(self, name, react):
-        """Let ``react(x)`` see what enters a layer, and replace it."""
-        self.network.get_submodule(name).register_forward_pre_hook(
-            lambda _, args, kwargs: ((react(first_argument(args, kwargs)),), {}), with_kwargs=True
-        )
+        """Let ``react(x)`` see what enters a layer, and replace it unless it gives None."""
+
+        def hook(_, args, kwargs):
+            new = react(first_argument(args, kwargs))
+            return None if new is None else ((new,), {})
+
+        self.network.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
 
     def _on_output(self, layer, react):
-        """Let ``react(output)`` see what a layer, or one call of it, gives, and replace it."""
+        """Let ``react(output)`` see what a layer, or one call of it, gives, and replace it.
+
+        A layer "" is the network itself.
+        """
         name, call = split_call(layer, dict(self.network.named_modules()))
 
         def hook(_, args, output):
@@ -125,15 +131,6 @@ class _Hooked(nn.Module):
                     f"The layer {name!r} was not called in a pass. Name another layer."
                 )
 
-    def _read(self, x, name):
-        """Run a pass that a hook may end; return what was recorded, and the logits or None."""
-        logits = None
-        with self._recording(x) as seen:
-            with contextlib.suppress(_Reached):
-                logits = self.network(x)
-            self._require([name])
-            return seen[name], logits
-
 
 def paired(x):
     """Return one row twice, and more rows as they are.
@@ -147,58 +144,6 @@ def paired(x):
 def first_argument(args, kwargs):
     """Return what a layer was called with, by position or by name."""
     return args[0] if args else next(iter(kwargs.values()))
-
-
-class HeadReader(_Hooked):
-    """Map X to what enters the last linear layer, where the pass ends.
-
-    Parameters
-    ----------
-    network : nn.Module
-        A private copy, for this alone.
-    name : str
-        The last linear layer.
-    how : {"avg"} or None
-        Whether the maps that enter a 1×1 convolution are averaged.
-    """
-
-    def __init__(self, network, name, how):
-        super().__init__(network)
-        self.name, self.how = name, how
-        self._on_input(name, self._hook)
-
-    def _hook(self, features):
-        self._end(self.name, features)
-        return features
-
-    def forward(self, x):
-        """Return features."""
-        features, _ = self._read(x, self.name)
-        return at_least_float32(pool(features, self.how))
-
-
-class OutputReader(nn.Module):
-    """Map X to what a network without a head returns, pooled.
-
-    Parameters
-    ----------
-    network : nn.Module
-        A private copy, for this alone.
-    how : {"avg", "max", "token"} or None
-        See `skood.functional.pool`.
-    channel_axis : int or None
-        See there. What is padding is in ``x["attention_mask"]``.
-    """
-
-    def __init__(self, network, how, channel_axis):
-        super().__init__()
-        self.network, self.how, self.channel_axis = network, how, channel_axis
-
-    def forward(self, x):
-        """Return features."""
-        mask = x.get("attention_mask") if isinstance(x, dict) else None
-        output = self.network(x)
-        return at_least_float32(pool(output, self.how, channel_axis=self.channel_axis, mask=mask))
 
 
 class LogitsReader(nn.Module):
@@ -219,42 +164,76 @@ class LogitsReader(nn.Module):
         return at_least_float32(self.network(x))
 
 
-class LayerReader(_Hooked):
-    """Map X to the pooled output of a layer, and to the logits if asked.
+class LayersReader(_Hooked):
+    """Map X to what is kept of the outputs of several layers, and to the logits if asked.
+
+    Outputs are reduced where they are made, so that no more of them is held than what is kept. The
+    pass ends at the last layer that was asked for, unless the logits are wanted.
 
     Parameters
     ----------
     network : nn.Module
         A private copy, for this alone.
-    name : str
-        The layer, or one call of it.
-    how : {"avg", "max", "token"} or None
-        See `skood.functional.pool`.
-    with_logits : bool
-        Otherwise the pass ends at the layer.
-    channel_axis : int or None
-        See `skood.functional.pool`. What is padding is in ``x["attention_mask"]``.
+    names : sequence of str or None
+        The layers, or single calls of them; None is what enters the head.
+    how : {"avg", "max", "sum", "token"}, callable or None
+        See `skood.functional.pool`. A callable maps an output, in float32 at least, to a tensor
+        (n_samples, ...); it is told `channel_axis` and `mask`, as `pool` is.
+    channel_axes : sequence of int or None
+        Those of the layers. What is padding is in ``x["attention_mask"]``.
+    head_name : str, default=""
+        The last linear layer; "" where the network has none, so that None is what it returns.
+    with_logits : bool, default=False
+        Let the pass go on to the logits.
     """
 
-    def __init__(self, network, name, how, with_logits, channel_axis):
+    def __init__(self, network, names, how, channel_axes, head_name="", with_logits=False):
         super().__init__(network)
-        self.name, self.how, self.with_logits = name, how, with_logits
-        self.channel_axis = channel_axis
-        self._on_output(name, self._hook)
+        self.names, self.with_logits = tuple(names), with_logits
+        for name, axis in dict(zip(names, channel_axes, strict=True)).items():
+            react = partial(self._keep, name, partial(reduced, how=how, channel_axis=axis))
+            if name is None and head_name:
+                self._on_input(head_name, react)
+            else:
+                self._on_output(name or "", react)
 
-    def _hook(self, output):
-        features = at_least_float32(
-            pool(output, self.how, channel_axis=self.channel_axis, mask=self._calls.mask)
-        )
-        if not self.with_logits:
-            return self._end(self.name, features)
-        # An in-place operation may follow and overwrite what was not reduced.
-        self._record(self.name, features.clone() if features is output else features)
+    def _keep(self, name, reduce, output):
+        kept = reduce(output, mask=self._calls.mask)
+        if not self.with_logits and self._calls.seen.keys() | {name} == set(self.names):
+            self._end(name, kept)
+        else:
+            # An in-place operation may follow, and a part of an output would hold all of it.
+            shares = kept is output or kept._base is not None
+            self._record(name, kept.clone() if shares else kept)
 
     def forward(self, x):
-        """Return features, or ``(features, logits)``."""
-        features, logits = self._read(x, self.name)
-        return (features, at_least_float32(logits)) if self.with_logits else features
+        """Return a tuple of what is kept of each layer, in the order of `names`, and logits."""
+        logits = None
+        with self._recording(x) as seen:
+            with contextlib.suppress(_Reached):
+                logits = self.network(x)
+            self._require(self.names)
+            kept = tuple(seen[name] for name in self.names)
+        return (*kept, at_least_float32(logits)) if self.with_logits else kept
+
+
+def reduced(output, how, channel_axis, mask):
+    """Return what is kept of the output of a layer, in float32 at least."""
+    if callable(how):
+        return how(at_least_float32(output), channel_axis=channel_axis, mask=mask)
+    return at_least_float32(pool(output, how, channel_axis=channel_axis, mask=mask))
+
+
+class LayerReader(LayersReader):
+    """Map X to what is kept of the output of one layer, and to the logits if asked."""
+
+    def __init__(self, network, name, how, channel_axis=None, head_name="", with_logits=False):
+        super().__init__(network, [name], how, [channel_axis], head_name, with_logits)
+
+    def forward(self, x):
+        """Return a tensor, or ``(tensor, logits)``."""
+        kept, *logits = super().forward(x)
+        return (kept, *logits) if logits else kept
 
 
 class LayerEditor(_Hooked):
@@ -283,70 +262,3 @@ class LayerEditor(_Hooked):
         """Map X to logits."""
         with self._recording(x):
             return at_least_float32(self.network(x))
-
-
-class GradientTaps(_Hooked):
-    """Outputs of layers and gradients of KL(u‖p) there, from one forward and one backward pass.
-
-    Parameters
-    ----------
-    network : nn.Module
-        A private copy, for this alone.
-    names : list of str or None
-        The layers; None is what enters the last linear layer.
-    head_name : str
-        The last linear layer.
-    combine : callable
-        Maps (output, gradient) of a layer to a tensor of shape (n_samples, n_neurons); it is told
-        `channel_axis` and `mask`, as `skood.functional.pool` is.
-    channel_axes : list of int or None
-        Those of the layers.
-    """
-
-    not_exportable = "it differentiates the network. Without `layers` NACDetector does not."
-
-    def __init__(self, network, names, head_name, combine, channel_axes):
-        super().__init__(network)
-        self.names, self.combine, self.channel_axes = names, combine, channel_axes
-        for name in names:
-            if name is None:
-                self._on_input(head_name, partial(self._tap, None))
-            else:
-                self._on_output(name, partial(self._tap, name))
-
-    def _tap(self, name, output):
-        if not output.requires_grad:
-            # The graph starts at the first tapped layer: nothing before it is kept.
-            output = output.detach().requires_grad_()
-        # An in-place operation that follows would replace both the value and its gradient; so we
-        # hold the edge and hand on a clone.
-        self._record(name, (output, torch.autograd.graph.get_gradient_edge(output)))
-        return output.clone()
-
-    def forward(self, x):
-        """Return the combined tensor of each layer, in the order of `names`."""
-        n_samples = len(tree_leaves(x)[0])
-        x = paired(x)
-        with torch.enable_grad(), self._recording(x) as seen:
-            mask, logits = self._calls.mask, self.network(x)
-            self._require(self.names)
-            outputs, edges = zip(*(seen[name] for name in self.names), strict=True)
-            grad = kl_to_uniform_grad(at_least_float32(logits.detach())).to(logits.dtype)
-            grads = [None] * len(edges)
-            if logits.requires_grad:
-                grads = torch.autograd.grad(logits, edges, grad, allow_unused=True)
-        for name, grad in zip(self.names, grads, strict=True):
-            if grad is None:
-                raise ValueError(f"The logits do not depend on the layer {name!r}: name another.")
-        with torch.no_grad():
-            return tuple(
-                self.combine(
-                    at_least_float32(output.detach()),
-                    at_least_float32(grad),
-                    channel_axis=channel_axis,
-                    mask=mask,
-                )[:n_samples]
-                for output, grad, channel_axis in zip(
-                    outputs, grads, self.channel_axes, strict=True
-                )
-            )

@@ -102,9 +102,11 @@ def fit_model(model, source):
     classes, class_indices = source.classes, source.class_indices
     if not (_is_skorch(model) or (hasattr(model, "fit") and is_classifier(model))):
         kind = "a class" if isinstance(model, type) else type(model).__name__
+        several = isinstance(model, (list, tuple))
         raise TypeError(
             f"model is {kind}; it must be None, a torch nn.Module, a skorch net, a linear "
             "scikit-learn classifier, or a FrozenEstimator of one of these."
+            + (" For several networks: skood.network.NetworkEnsemble(*model)." if several else "")
         )
     if classes is None or len(classes) < 2:
         raise ValueError(

@@ -78,16 +78,21 @@ def private_copy(module, device=None):
 
 
 def differentiable_copy(module):
-    """Copy a module as `private_copy` does, in a mode that gradients can be taken in.
-
-    In eval mode torch keeps nothing for the way back through a recurrent layer (oneDNN, cuDNN).
-    """
+    """Copy a module as `private_copy` does, in a mode that gradients can be taken in."""
     twin = private_copy(module)
+    let_recurrent_layers_differentiate(twin)
+    return twin
+
+
+def let_recurrent_layers_differentiate(twin):
+    """Put the recurrent layers of a copy into a mode that gradients can be taken in.
+
+    In eval mode torch keeps nothing for the way back through them (oneDNN, cuDNN).
+    """
     for part in twin.modules():
         if isinstance(part, nn.RNNBase):
             part.dropout = 0.0
             part.train()
-    return twin
 
 
 def _tensors_in(value):

@@ -2,20 +2,27 @@
 
 from torch import nn
 
+from skood.data.arrays import move
+from skood.network.cutting import ReadAndKeep, Replay, traced_cut
+from skood.network.gradients import InputGradient, LayerGradients, Moved
 from skood.network.layers import (
-    GradientTaps,
-    HeadReader,
     LayerEditor,
     LayerReader,
+    LayersReader,
     LogitsReader,
-    OutputReader,
     check_called,
+    reduced,
 )
 from skood.network.modules import Pool, differentiable_copy, private_copy
+from skood.network.passes import DropoutPasses, HeadPasses, dropout_layers
 
 
 class NetworkServices:
-    """Mixin of `Network`: each module that is returned has a private copy of the network."""
+    """Mixin of `Network`: modules for methods, each with a private copy of the network.
+
+    They may be called from several threads at once, hold no more than a batch needs, and end a
+    pass at the last thing that is needed of it.
+    """
 
     def features(self, how="avg", channel_axis=None):
         """Return a module that maps X to what enters the last linear layer.
@@ -28,16 +35,20 @@ class NetworkServices:
             The axis of that which holds its channels; see `skood.functional.pool`.
         """
         if self.returns_features:
-            return OutputReader(private_copy(self.module), how, channel_axis)
+            return LayerReader(private_copy(self.module), None, how, channel_axis)
         if self.takes_features:
             body = Pool("avg")
         else:
-            body = HeadReader(private_copy(self.module), self.head_name, "avg")
+            body = LayerReader(private_copy(self.module), None, "avg", None, self.head_name)
         if self.module is not None:
             # The pass ends in front of the head.
             head = self.head
             body.register_forward_hook(lambda *call: self.largest_logits.note(call[2], head))
         return body
+
+    def pixels(self):
+        """Return a module that maps X to what enters the 1×1 convolution that gives the logits."""
+        return LayerReader(private_copy(self.module), None, None, None, self.map_head)
 
     def logits(self):
         """Return a module that maps X to logits, (n_samples, n_classes), or to maps of them."""
@@ -51,10 +62,6 @@ class NetworkServices:
         body.register_forward_hook(lambda *call: self.largest_logits.note(call[2]))
         return body
 
-    def pixels(self):
-        """Return a module that maps X to what enters the 1×1 convolution that gives the logits."""
-        return HeadReader(private_copy(self.module), self.map_head, None)
-
     def layer(self, name, *, how="avg", with_logits=False, channel_axis=None):
         """Return a module that maps X to the pooled output of a named layer.
 
@@ -62,22 +69,76 @@ class NetworkServices:
         ----------
         name : str
             A submodule.
-        how : {"avg", "max", "token"} or None, default="avg"
-            See `skood.functional.pool`.
+        how : {"avg", "max", "token"}, callable or None, default="avg"
+            See `layers`.
         with_logits : bool, default=False
             Return ``(features, logits)``. Otherwise the pass ends at the layer.
         channel_axis : int, default=None
             The axis of the layer's output that holds its channels; None is to find it.
         """
-        self.check_layer(name)
-        axis = None if how is None else self._channel_axis(name, channel_axis)
-        return LayerReader(private_copy(self.module), name, how, with_logits, axis)
+        (axis,) = self._channel_axes([name], [channel_axis], how)
+        return LayerReader(private_copy(self.module), name, how, axis, with_logits=with_logits)
+
+    def layers(self, names, how="avg", *, with_logits=False, channel_axes=None):
+        """Return a module that maps X to a tuple of what is kept of several layers, in one pass.
+
+        Parameters
+        ----------
+        names : sequence of str or None
+            Submodules; None is what enters the last linear layer.
+        how : {"avg", "max", "token"}, callable or None, default="avg"
+            What is kept of each. A string: see `skood.functional.pool`. A callable maps an output,
+            in float32 at least, to a tensor (n_samples, ...), and is told `channel_axis` and
+            `mask` as `pool` is. It is called when the layer is: its output is not held. None: the
+            output itself.
+        with_logits : bool, default=False
+            Give the logits as the last entry. Otherwise the pass ends at the last of the layers.
+        channel_axes : sequence of int or None, default=None
+            As in `layer`, one a name.
+        """
+        if with_logits:
+            self.require_logits(maps=True)
+        axes = self._channel_axes(names, channel_axes, how)
+        if self.takes_features:
+            return KeptOfFeatures(len(names), how, self.head if with_logits else None)
+        head_name = self._place_of_features(names)
+        return LayersReader(private_copy(self.module), names, how, axes, head_name, with_logits)
+
+    def _place_of_features(self, names):
+        """Return the layer that features enter, where a name is None; "" where they are returned.
+
+        Of maps of logits it is the 1×1 convolution that gives them.
+        """
+        if None not in names or self.returns_features:
+            return ""
+        return self.head_name if self.map_head is None else self.map_head
+
+    def _channel_axes(self, names, given=None, how="avg"):
+        """Return the axes that hold the channels of layers, and note them."""
+        given = [None] * len(names) if given is None else given
+        axes = []
+        for name, axis in zip(names, given, strict=True):
+            if name is not None:
+                self.check_layer(name)
+                axis = None if how is None else self._channel_axis(name, axis)
+            axes.append(axis)
+        return axes
 
     def _channel_axis(self, name, given):
         """Return the axis that holds the channels of a layer, and note it."""
         if self._found_axes is not None:
             self.channel_axes[name] = self._found_axes.of(name, given)
         return self.channel_axes.get(name)
+
+    def stages(self):
+        """Return the names of the layers that stand for the network where a method names none.
+
+        For each size of maps the last module that gives it, such as ``("layer1", "layer2",
+        "layer3", "layer4")``, and None for the features unless these are the mean of the last one.
+        ``(None,)`` where there are no maps, as for vectors, where tokens follow them, as in a
+        vision transformer, and where there is no network.
+        """
+        return self._stages
 
     def edited(self, name, edit):
         """Return a copy in which the output of a named layer passes through a module.
@@ -88,25 +149,135 @@ class NetworkServices:
             self.check_layer(name)
         return LayerEditor(private_copy(self.module), name, self.map_head, edit)
 
-    def taps(self, names, combine, channel_axes):
-        """Return a module that maps X to a combination of layers' outputs and KL gradients.
+    def cut(self, name=None):
+        """Cut the network in two at a layer, for values that are learned inside of it.
+
+        Parameters
+        ----------
+        name : str, default=None
+            The submodule after which to cut. None: in front of the head.
+
+        Returns
+        -------
+        body : nn.Module
+            Maps X to the layer's output, or to a tuple of it and what else the rest takes.
+        rest : nn.Module
+            ``rest(activations, *others)`` gives logits.
+
+        Notes
+        -----
+        Where the network cannot be traced, or what is computed before the layer is used after it,
+        the others are X: `rest` runs the whole network with the activations in their place.
+        """
+        if name is None:
+            rest = self.head
+            body = self.pixels() if self.map_head_is_last else self.features()
+            return body, PixelHead(rest) if self.map_head_is_last else rest
+        self.check_layer(name)
+        sample = self._sample
+        if sample is not None:
+            sample = move(sample, self.device, self.input_dtype, copy=True)
+        parts = None
+        if self._cuts.get(name, True):
+            parts = traced_cut(self.module, name, sample, self.dtype)
+        self._cuts[name] = parts is not None
+        if parts is None:
+            body, rest = (private_copy(self.module) for _ in range(2))
+            return ReadAndKeep(body, name), Replay(rest, name, self.input_names)
+        parts[1].register_forward_hook(lambda *call: self.largest_logits.note(call[2]))
+        return parts
+
+    def gradients(self, names, seed, combine, *, of=None, channel_axes=None):
+        """Return a module that maps X to a combination of layers' outputs and gradients there.
 
         Parameters
         ----------
         names : list of str or None
             Submodules; None is what enters the last linear layer.
+        seed : callable or None
+            Maps the logits to the gradient of what is differentiated with respect to them. None:
+            their sum is.
         combine : callable
-            Maps (output, gradient) of a layer to (n_samples, n_neurons). See `GradientTaps`.
-        channel_axes : list of int or None
+            Maps (output, gradient) of a layer to (n_samples, ...). See `LayerGradients`.
+        of : str, default=None
+            The layer whose output takes the place of the logits; the pass ends there.
+        channel_axes : sequence of int or None, default=None
             As in `layer`, one a name.
         """
-        axes = [None] * len(names)
-        for i, (name, given) in enumerate(zip(names, channel_axes, strict=True)):
-            if name is not None:
-                self.check_layer(name)
-                axes[i] = self._channel_axis(name, given)
+        if of is None:
+            self.require_logits(maps=True)
+        else:
+            self.check_layer(of)
+        axes = self._channel_axes(names, channel_axes)
         head_name = self.head_name if None in names else None
-        return GradientTaps(differentiable_copy(self.module), names, head_name, combine, axes)
+        twin = differentiable_copy(self.module)
+        return LayerGradients(twin, names, head_name, seed, combine, axes, of)
+
+    def input_gradient(self, function, body=None):
+        """Return a module that maps X to the gradient of each row's score with respect to the row.
+
+        Parameters
+        ----------
+        function : callable
+            Maps logits, or what the body gives, to scores.
+        body : nn.Module, default=None
+            One of the modules that are made here. None: that of `logits`.
+        """
+        if self.module is None:
+            raise ValueError(
+                "Moving inputs needs the gradient of a network, and there is none: X holds "
+                "features.\nPass the whole trained network as `model`."
+            )
+        if self.takes_named or not self.input_dtype.is_floating_point:
+            what = "a dict of arrays" if self.takes_named else "whole numbers, such as tokens"
+            raise ValueError(
+                f"{self._owner} takes {what}, which cannot be moved by a small step. Inputs that "
+                "are to be moved are one array of floats."
+            )
+        return InputGradient(self.logits() if body is None else body, function)
+
+    def moved(self, function, step, *, n_inputs=None, body=None):
+        """Return a module that moves X so that its scores rise: x + step · sign(gradient).
+
+        Parameters
+        ----------
+        function, body
+            See `input_gradient`.
+        step : float or Tensor
+            See `Moved`; negative to let them fall.
+        n_inputs : int or (float, "smallest"), default=None
+            How many entries of a row are moved; see there.
+        """
+        return Moved(self.input_gradient(function, body), step, n_inputs)
+
+    def passes(self, n_passes, seed=0, rate=None):
+        """Return a module that maps X to the logits of several passes with dropout.
+
+        Their shape is (n_samples, n_passes, n_classes, ...). The masks are made of the seed, one a
+        pass, and shared by all rows: they depend neither on the batch nor on the device.
+
+        Parameters
+        ----------
+        n_passes : int
+            The number of passes.
+        seed : int, default=0
+            Of the masks.
+        rate : float, default=None
+            Drop this share of what enters the head instead. None: by the network's own
+            ``nn.Dropout`` layers, at their rates.
+        """
+        self.require_logits(maps=True)
+        if rate is not None:
+            body, head = self.cut()
+            return HeadPasses(body, head, n_passes, seed, rate)
+        if self.takes_features or not dropout_layers(self.module):
+            what = "A linear layer" if self.takes_features else self._owner
+            raise ValueError(
+                f"{what} has no dropout layer, such as nn.Dropout, that could be switched on; "
+                "dropout by a function cannot be found.\nGive `rate`, the share of what enters "
+                "the last linear layer that a pass drops."
+            )
+        return DropoutPasses(private_copy(self.module), n_passes, seed)
 
     def check_layer(self, name):
         """Raise unless the network has a layer or call of this name that gives a tensor."""
@@ -122,3 +293,28 @@ class NetworkServices:
                 "tensor. Name a layer inside of it, or put it into a module whose forward returns "
                 "one tensor."
             )
+
+
+class KeptOfFeatures(nn.Module):
+    """What `LayersReader` is where X holds features."""
+
+    def __init__(self, n_layers, how, head):
+        super().__init__()
+        self.n_layers, self.how, self.head = n_layers, how, head
+
+    def forward(self, x):
+        """Return a tuple of what is kept of the features, and logits if there is a head."""
+        kept = (reduced(x, self.how, None, None),) * self.n_layers
+        return kept if self.head is None else (*kept, self.head(Pool("avg")(x)))
+
+
+class PixelHead(nn.Module):
+    """A linear layer on the channels of maps (n_samples, n_channels, ...)."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, maps):
+        """Return maps of logits."""
+        return self.head(maps.movedim(1, -1)).movedim(-1, 1)

@@ -400,10 +400,12 @@ class NACDetector(ClassifierDetector):
         settings = (len(layers), self.bins, self.n_bins, self.alpha, self.o_star)
         if layers == [None]:
             return network.features(), NACScorer(network.head, *settings)
-        taps = network.require_logits().taps(
-            layers, {"separate": pool_separate, "product": pool_product}[self.pooling], axes
+        combine = {"separate": pool_separate, "product": pool_product}[self.pooling]
+        body = network.require_logits().gradients(
+            layers, kl_to_uniform_grad, combine, channel_axes=axes
         )
-        return taps, NACScorer(None, *settings)
+        body.not_exportable += " Without `layers` NACDetector does not."
+        return body, NACScorer(None, *settings)
 
 
 def check_number(name, value, n_layers):
