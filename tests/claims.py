@@ -28,13 +28,10 @@ from skood.decisions.combination import COMBINATIONS
 from skood.detectors.layers.nac import SATURATED
 from skood.ensemble import EnsembleDetector
 from skood.metrics import auroc_score, confidence_interval
+from tests.detectors.test_gradnorm import gradnorm_bce_exact
+from tests.detectors.test_nac import nac_products_features, nac_states
 from tests.networks import ResNet18, seeded
-from tests.references import (
-    gradnorm_bce_exact,
-    nac_products_features,
-    nac_states,
-    uniform_loss,
-)
+from tests.references import uniform_loss
 
 N_SEEDS = 5
 DETECTORS = [

@@ -8,12 +8,23 @@ os.environ["SCIPY_ARRAY_API"] = "1"
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 from sklearn.datasets import load_iris  # noqa: E402
 
+from skood.base import BaseDetector  # noqa: E402
 from skood.testing.running import needs_gpu  # noqa: E402
 
 # Run by `python -m tests.benchmarks`, and a plugin that has to come before torch.
 collect_ignore = ["benchmarks", "pretended_gpu"]
+
+settings.register_profile(
+    "skood",
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("skood")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -42,3 +53,22 @@ def rng():
 def images(rng):
     """Return 24 random images (24, 1, 8, 8), float32, and labels of 4 classes."""
     return rng.normal(size=(24, 1, 8, 8)).astype(np.float32), np.arange(24) % 4
+
+
+@pytest.fixture
+def left_out(monkeypatch):
+    """Return a function that fits a detector and gives its leave-one-out scores."""
+    found = []
+    threshold = BaseDetector._threshold
+
+    def spy(self, scores, dtype):
+        found.append(scores.numpy().copy())
+        return threshold(self, scores, dtype)
+
+    monkeypatch.setattr(BaseDetector, "_threshold", spy)
+
+    def get(detector, X, y=None):
+        detector.fit(X, y)
+        return found[-1]
+
+    return get

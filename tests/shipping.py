@@ -21,8 +21,8 @@ from torch import nn
 
 import skood
 from skood import ASHDetector, FeatureExtractor, GMMDetector, NNGuideDetector
-from tests.detectors import EXTRACTORS, IN_NETWORKS, SETTINGS
 from tests.networks import SmallCNN, seeded
+from tests.registry import EXTRACTORS, IN_NETWORKS, SETTINGS
 
 FILES = pathlib.Path(__file__).parent / "files"
 

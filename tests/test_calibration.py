@@ -8,7 +8,6 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
-from networks import MLP, Segmenter, SmallCNN, seeded
 from scipy.stats import betabinom, expon, false_discovery_control
 from sklearn import config_context
 from sklearn.base import BaseEstimator, OutlierMixin, clone
@@ -37,6 +36,7 @@ from skood.datasets import load_digits_ood
 from skood.decisions.p_values import conformal_p_values
 from skood.learning.thresholds import lower_quantile
 from skood.metrics import get_scorer
+from tests.networks import MLP, Segmenter, SmallCNN, seeded
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The features are signed",

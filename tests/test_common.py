@@ -10,20 +10,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
-import references as ref
 import torch
-from detectors import DETECTORS, EXTRACTORS, IN_NETWORKS, SETTINGS, name_of
-from networks import (
-    MLP,
-    Branching,
-    EndsInSoftmax,
-    ResNet,
-    Segmenter,
-    SmallCNN,
-    TwoHeads,
-    WithDropout,
-    seeded,
-)
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.decomposition import PCA
@@ -48,6 +35,19 @@ from skood import (
 from skood._compat import move_estimator_to
 from skood.metrics import auroc_score
 from skood.testing import parametrize_with_detector_checks
+from tests.detectors.test_gradnorm import gradnorm
+from tests.networks import (
+    MLP,
+    Branching,
+    EndsInSoftmax,
+    ResNet,
+    Segmenter,
+    SmallCNN,
+    TwoHeads,
+    WithDropout,
+    seeded,
+)
+from tests.registry import DETECTORS, EXTRACTORS, IN_NETWORKS, SETTINGS, name_of
 
 ALL = pytest.mark.parametrize("detector", SETTINGS, ids=name_of)
 EACH = pytest.mark.parametrize("detector", [cls() for cls in DETECTORS], ids=name_of)
@@ -154,7 +154,7 @@ def test_recurrent_and_branching_networks_for_all_parameters(rng):
         (seeded(Branching).double(), rng.normal(size=(9, 8))),
     ):
         scores = GradNormDetector(net, params="all").fit(X).score_samples(X)
-        np.testing.assert_allclose(scores, ref.gradnorm(net, X), rtol=1e-8)
+        np.testing.assert_allclose(scores, gradnorm(net, X), rtol=1e-8)
 
 
 def test_maps_of_logits_are_for_ash_alone(images):

@@ -14,10 +14,8 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from detectors import DETECTORS, IN_NETWORKS, SETTINGS, name_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import MLP, Segmenter, SmallCNN, sample_inputs, seeded
 from sklearn.base import clone
 from sklearn.datasets import load_iris
 from sklearn.exceptions import NotFittedError
@@ -26,6 +24,8 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 
 from skood import ASHDetector, FeatureExtractor, GMMDetector, NACDetector, NNGuideDetector
+from tests.networks import MLP, Segmenter, SmallCNN, sample_inputs, seeded
+from tests.registry import DETECTORS, IN_NETWORKS, SETTINGS, name_of
 
 dask = pytest.importorskip("dask")
 pytest.importorskip("dask.distributed")

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from networks import SmallCNN, sample_inputs, seeded
 from scipy.stats import combine_pvalues
 from sklearn.base import clone
 from sklearn.ensemble import IsolationForest
@@ -37,6 +36,7 @@ from skood.detectors.head.nnguide import NNGuideScorer
 from skood.ensemble import EnsembleDetector
 from skood.learning.thresholds import lower_quantile
 from skood.metrics import auroc_score
+from tests.networks import SmallCNN, sample_inputs, seeded
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The features are signed", "ignore:k=", "ignore:There are .* calibration rows"

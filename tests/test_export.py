@@ -19,8 +19,8 @@ from skood import (
     NACDetector,
     NNGuideDetector,
 )
-from tests.detectors import IN_NETWORKS, SETTINGS, name_of
 from tests.networks import SmallCNN, seeded
+from tests.registry import IN_NETWORKS, SETTINGS, name_of
 from tests.shipping import run_graph
 
 # They differentiate the network in the middle.

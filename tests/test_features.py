@@ -6,8 +6,6 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from detectors import IN_NETWORKS, name_of
-from networks import SmallCNN, ViT, seeded
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
@@ -16,6 +14,9 @@ from torch import nn
 
 from skood import FeatureExtractor, GMMDetector, NNGuideDetector
 from skood.data.arrays import TensorStore, join
+from tests import references as ref
+from tests.networks import SmallCNN, ViT, seeded
+from tests.registry import IN_NETWORKS, name_of
 
 
 class Counting(SmallCNN):
@@ -229,3 +230,22 @@ def test_bad_parameters(images):
         FeatureExtractor(pool="sum").fit(images[0])
     with pytest.raises(ValueError, match="has no layer 'conv3'"):
         FeatureExtractor(seeded(SmallCNN), "conv3").fit(images[0])
+
+
+@pytest.mark.parametrize("layer", [None, "conv1"])
+@pytest.mark.parametrize("pool", ["avg", "max", None])
+def test_features_are_those_of_the_network(layer, pool, rng):
+    net, X = seeded(SmallCNN).double(), rng.normal(size=(12, 1, 8, 8))
+    found = FeatureExtractor(net, layer, pool=pool).fit(X).transform(X)
+    expected = ref.features(net, X, layer)
+    if layer and pool:
+        expected = expected.mean((2, 3)) if pool == "avg" else expected.max((2, 3))
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+def test_features_of_tokens(rng):
+    net, X = seeded(ViT).double(), rng.normal(size=(12, 1, 8, 8))
+    tokens = ref.features(net, X, "encoder.layers", "head")
+    for pool, expected in {"avg": tokens.mean(1), "token": tokens[:, 0], None: tokens}.items():
+        extractor = FeatureExtractor(net, "encoder.layers", pool=pool).fit(X)
+        np.testing.assert_allclose(extractor.transform(X), expected, rtol=1e-10)

@@ -4,15 +4,15 @@ import threading
 
 import numpy as np
 import pytest
-import references as ref
 import torch
 import torch.nn.functional as F
-from networks import ResNet, SmallCNN, seeded
 from torch import nn
 
 from skood import GradNormDetector, NACDetector
 from skood.functional import kl_to_uniform_grad
 from skood.network.parameter_gradients import PerSampleGradientNorm
+from tests.detectors.test_gradnorm import gradnorm
+from tests.networks import ResNet, SmallCNN, seeded
 
 
 def scorer_of(net, names=None, temperature=1.0):
@@ -26,7 +26,7 @@ def assert_by_rule(net, x, but=(), rtol=1e-12):
     net = net.double().eval()
     scorer = scorer_of(net)
     scores = scorer(x)
-    np.testing.assert_allclose(scores, ref.gradnorm(net, x), rtol=rtol)
+    np.testing.assert_allclose(scores, gradnorm(net, x), rtol=rtol)
     assert len(scores.unique()) == len(x)
     assert scorer.names - scorer.by_rule.names == set(but)
     # All by vmap, as where a batch takes another way.
@@ -246,7 +246,7 @@ def test_batches_that_take_another_way():
     for first in (x, -x):
         scorer = scorer_of(net)
         for batch in (first, x, -x, x + 20, first):
-            np.testing.assert_allclose(scorer(batch), ref.gradnorm(net, batch), rtol=1e-10)
+            np.testing.assert_allclose(scorer(batch), gradnorm(net, batch), rtol=1e-10)
 
 
 def test_samples_in_windows():
@@ -313,7 +313,7 @@ def test_a_layer_of_other_rows_than_the_samples():
             return self.fc(h @ kept.T)
 
     net, x = Templates().double(), rand(6, 2, 4, 4)
-    np.testing.assert_allclose(scorer_of(net)(x), ref.gradnorm(net, x), rtol=1e-10)
+    np.testing.assert_allclose(scorer_of(net)(x), gradnorm(net, x), rtol=1e-10)
 
 
 class Registered(nn.Module):
@@ -336,7 +336,7 @@ def test_a_module_registered_twice(again):
     net, x = Registered(again).double().eval(), rand(7, 4)
     detector = GradNormDetector(net, params="all").fit(x)
     for _ in range(2):
-        np.testing.assert_allclose(detector.score_samples(x), ref.gradnorm(net, x), rtol=1e-10)
+        np.testing.assert_allclose(detector.score_samples(x), gradnorm(net, x), rtol=1e-10)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
@@ -353,7 +353,7 @@ def test_recurrent_layers_in_float32(kind):
 
     net, x = Recurrent().eval(), rand(6, 7, 3).float()
     found = GradNormDetector(net, params="all").fit(x).score_samples(x)
-    np.testing.assert_allclose(found, ref.gradnorm(net, x), rtol=1e-5)
+    np.testing.assert_allclose(found, gradnorm(net, x), rtol=1e-5)
     assert np.isfinite(NACDetector(net, ["first"]).fit(x).score_samples(x)).all()
     assert not net.rnn.training and net.rnn.dropout == 0.5
 
@@ -382,7 +382,7 @@ class Patches(nn.Module):
 def test_one_row_alone_scores_as_in_a_batch(params, branches, monkeypatch):
     net, x = Patches(branches).double().eval(), rand(7, 1, 8, 8)
     names = None if params == "all" else params
-    expected = ref.gradnorm(net, x, names)
+    expected = gradnorm(net, x, names)
     detector = GradNormDetector(net, params=params).fit(x)
     for size in (1, 2, 7):
         scores = detector.set_params(batch_size=size).score_samples(x)
@@ -411,14 +411,14 @@ def test_chosen_parameters_and_micro_batches(monkeypatch):
     monkeypatch.setattr("skood.network.parameter_gradients.LARGE_MATRIX", 100)
     for names in (None, ["conv1.weight"], ["bn.bias", "conv2.weight"]):
         scores = scorer_of(net, names, 3.0)(x)
-        np.testing.assert_allclose(scores, ref.gradnorm(net, x, names, "kl", 3.0), rtol=1e-12)
-    np.testing.assert_allclose(everything(x[:1]), ref.gradnorm(net, x[:1], None, "kl", 3.0))
+        np.testing.assert_allclose(scores, gradnorm(net, x, names, "kl", 3.0), rtol=1e-12)
+    np.testing.assert_allclose(everything(x[:1]), gradnorm(net, x[:1], None, "kl", 3.0))
     assert everything._micro_batch == 2
 
 
 def test_float32_and_bfloat16():
     net, x = seeded(SmallCNN), rand(16, 1, 8, 8).float()
-    exact = ref.gradnorm(net, x)
+    exact = gradnorm(net, x)
     for dtype, rtol in ((torch.float32, 1e-5), (torch.bfloat16, 0.1)):
         scorer = scorer_of(seeded(SmallCNN).to(dtype))
         np.testing.assert_allclose(scorer(x.to(dtype)), exact, rtol=rtol)

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from networks import SmallCNN, seeded
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 from torch.nn.functional import dropout
@@ -15,6 +14,7 @@ from torch.utils.data import Dataset, TensorDataset
 from skood import FeatureExtractor, GMMDetector, NACDetector, NNGuideDetector
 from skood.calibration import ConformalDetector
 from skood.open_set import OpenSetClassifier
+from tests.networks import SmallCNN, seeded
 
 FRAME = pd.DataFrame(np.zeros((24, 2)), columns=["a", "b"])
 ROWS = torch.zeros(24, 4)

@@ -5,7 +5,6 @@ import warnings
 
 import numpy as np
 import pytest
-import references as ref
 import torch
 from sklearn.base import clone
 from torch import nn
@@ -13,6 +12,7 @@ from torch import nn
 import skood
 from skood import FeatureExtractor, GMMDetector, NACDetector, NNGuideDetector
 from skood.functional import pool
+from tests import references as ref
 
 
 @pytest.fixture(autouse=True)

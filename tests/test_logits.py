@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import ResNet, Segmenter, sample_inputs, seeded
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.frozen import FrozenEstimator
@@ -27,6 +26,7 @@ from skood import (
 )
 from skood.functional import msp
 from skood.open_set import OpenSetClassifier
+from tests.networks import ResNet, Segmenter, sample_inputs, seeded
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The features are signed", "ignore:There is a performance drop", "ignore:k="

@@ -19,7 +19,7 @@ import numpy as np, torch
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 sys.path.insert(0, {tests!r})
-from networks import SmallCNN, seeded
+from tests.networks import SmallCNN, seeded
 from sklearn import set_config
 from skood import *
 warnings.simplefilter("ignore")
@@ -52,8 +52,8 @@ path = {path!r}
 
 def measure(code, tmp_path):
     """Run code that prints a dict of numbers of MiB in a process of its own."""
-    tests = str(Path(__file__).parent)
-    script = MEASURE.format(tests=tests, path=str(tmp_path / "data"), code=code)
+    root = str(Path(__file__).parents[1])
+    script = MEASURE.format(root=root, path=str(tmp_path / "data"), code=code)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     print(done.stdout)

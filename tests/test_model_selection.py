@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import MLP, seeded
 from sklearn import config_context
 from sklearn.base import BaseEstimator, clone
 from sklearn.decomposition import PCA
@@ -27,6 +26,7 @@ from skood import FeatureExtractor, GMMDetector, NNGuideDetector
 from skood.metrics import auroc_score, get_scorer
 from skood.metrics.scorers import known_labels
 from skood.model_selection import FitOnInliers, LeaveClassesOut, OODStratifiedKFold
+from tests.networks import MLP, seeded
 
 DETECTORS = [
     IsolationForest(n_estimators=20, random_state=0),

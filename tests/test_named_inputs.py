@@ -5,10 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-import references as ref
 import torch
-from detectors import DETECTORS
-from networks import MLP, seeded
 from sklearn.base import clone
 from torch import nn
 
@@ -20,6 +17,13 @@ from skood import (
     NACDetector,
     NNGuideDetector,
 )
+from tests import references as ref
+from tests.detectors.test_ash import ash_scores
+from tests.detectors.test_gmm import gmm_fit, gmm_scores
+from tests.detectors.test_gradnorm import gradnorm_head
+from tests.detectors.test_nnguide import nnguide
+from tests.networks import MLP, seeded
+from tests.registry import DETECTORS
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The features are signed", "ignore:There is a performance drop", "ignore:k="
@@ -208,12 +212,12 @@ def test_hugging_face_networks(name, request):
     W, b = ref.as_array(net.classifier.weight), ref.as_array(net.classifier.bias)
     energies = ref.energy(H @ W.T + b)
     expected = {
-        ASHDetector(net, percentile=0.3): ref.ash_scores(
+        ASHDetector(net, percentile=0.3): ash_scores(
             H, lambda h: h @ torch.as_tensor(W).T + torch.as_tensor(b), "s", 0.3, max_ratio=44
         ),
-        GMMDetector(net, reg_covar=0.1): ref.gmm_scores(ref.gmm_fit(H, y, reg_covar=0.1), H),
-        GradNormDetector(net): ref.gradnorm_head(H, W, b),
-        NNGuideDetector(net, k=3): ref.nnguide(H, energies, H, energies, 3),
+        GMMDetector(net, reg_covar=0.1): gmm_scores(gmm_fit(H, y, reg_covar=0.1), H),
+        GradNormDetector(net): gradnorm_head(H, W, b),
+        NNGuideDetector(net, k=3): nnguide(H, energies, H, energies, 3),
     }
     for detector, scores in expected.items():
         found = detector.fit(X, y).score_samples(X)

@@ -6,7 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from networks import (
+from torch import nn
+
+from skood import ASHDetector, GMMDetector, NNGuideDetector
+from skood.base import BaseDetector
+from skood.functional import energy, kl_to_uniform_grad, pool
+from skood.network import Network, NetworkEnsemble
+from tests.networks import (
     MLP,
     Block,
     Branching,
@@ -20,12 +26,6 @@ from networks import (
     sample_inputs,
     seeded,
 )
-from torch import nn
-
-from skood import ASHDetector, GMMDetector, NNGuideDetector
-from skood.base import BaseDetector
-from skood.functional import energy, kl_to_uniform_grad, pool
-from skood.network import Network, NetworkEnsemble
 
 LAYERS = ["layer1", "layer3", "layer4"]
 

@@ -10,10 +10,26 @@ from functools import partial
 
 import numpy as np
 import pytest
-import references as ref
 import torch
 import torch.nn.functional as F
-from networks import (
+from sklearn.base import clone
+from torch import nn
+
+from skood import (
+    ASHDetector,
+    FeatureExtractor,
+    GMMDetector,
+    GradNormDetector,
+    NACDetector,
+    NNGuideDetector,
+)
+from tests import references as ref
+from tests.detectors.test_ash import ash_network
+from tests.detectors.test_gmm import gmm_fit, gmm_scores
+from tests.detectors.test_gradnorm import gradnorm, gradnorm_head
+from tests.detectors.test_nac import nac_products, nac_products_features, nac_scores
+from tests.detectors.test_nnguide import nnguide
+from tests.networks import (
     MLP,
     Branching,
     ConvHead,
@@ -29,17 +45,6 @@ from networks import (
     WithDropout,
     sample_inputs,
     seeded,
-)
-from sklearn.base import clone
-from torch import nn
-
-from skood import (
-    ASHDetector,
-    FeatureExtractor,
-    GMMDetector,
-    GradNormDetector,
-    NACDetector,
-    NNGuideDetector,
 )
 
 pytestmark = pytest.mark.filterwarnings(
@@ -193,27 +198,27 @@ def expected_scores(method, net, head, layer, X_train, y, X):
     both = [(x, net.split(x)["attention_mask"] if texts else None) for x in (X_train, X)]
     if method.startswith("ASH"):
         of = {"head_name": head} if method == "ASH" else {"layer": layer}
-        return ref.ash_network(twin, X, **of, max_ratio=44)
+        return ash_network(twin, X, **of, max_ratio=44)
     if method == "GradNorm all":
-        return ref.gradnorm(net, X)
+        return gradnorm(net, X)
     if method == "NAC layers":
         products = [
-            ref.nac_products(twin, x, [layer], head_name=head, masks=masks) for x, masks in both
+            nac_products(twin, x, [layer], head_name=head, masks=masks) for x, masks in both
         ]
-        return ref.nac_scores(*products, n_bins=20, o_star=10)
+        return nac_scores(*products, n_bins=20, o_star=10)
     where = {"layer": layer} if method.endswith("layer") else {"head_name": head}
     H_train, H = (averaged(ref.features(twin, x, **where), masks) for x, masks in both)
     if method.startswith("GMM"):
-        return ref.gmm_scores(ref.gmm_fit(H_train, y, reg_covar=0.1), H)
+        return gmm_scores(gmm_fit(H_train, y, reg_covar=0.1), H)
     if method.startswith("NNGuide"):
         energies = [ref.energy(ref.logits(net, x)) for x in (X_train, X)]
-        return ref.nnguide(H_train, energies[0], H, energies[1], 3)
+        return nnguide(H_train, energies[0], H, energies[1], 3)
     last = net.get_submodule(head)
     W, b = ref.as_array(last.weight).reshape(len(last.bias), -1), last.bias
     if method == "GradNorm":
-        return ref.gradnorm_head(H, W, b)
-    return ref.nac_scores(
-        *([ref.nac_products_features(h, W, b)] for h in (H_train, H)), n_bins=20, o_star=10
+        return gradnorm_head(H, W, b)
+    return nac_scores(
+        *([nac_products_features(h, W, b)] for h in (H_train, H)), n_bins=20, o_star=10
     )
 
 

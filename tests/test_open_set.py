@@ -5,7 +5,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from networks import SmallCNN, sample_inputs, seeded
 from sklearn.base import clone
 from sklearn.ensemble import IsolationForest, RandomForestClassifier
 from sklearn.exceptions import NotFittedError
@@ -18,6 +17,7 @@ from torch import nn
 
 from skood import ASHDetector, GMMDetector, GradNormDetector, NACDetector, NNGuideDetector
 from skood.open_set import OpenSetClassifier
+from tests.networks import SmallCNN, sample_inputs, seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore:The features are signed", "ignore:k=")
 REJECTS = "demands that no training row is called unknown"

@@ -29,8 +29,8 @@ import skood
 from skood import ASHDetector, FeatureExtractor, GMMDetector, GradNormDetector, NNGuideDetector
 from skood.calibration import ConformalDetector
 from skood.files import persistence as files
-from tests.detectors import EXTRACTORS, IN_NETWORKS, SETTINGS, name_of
 from tests.networks import MLP, SmallCNN, seeded
+from tests.registry import EXTRACTORS, IN_NETWORKS, SETTINGS, name_of
 from tests.shipping import FILES, kill_while_saving, load_damaged, load_while_saving, outputs
 
 

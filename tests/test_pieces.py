@@ -12,10 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from detectors import DETECTORS, IN_NETWORKS, name_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from networks import MLP, Segmenter, SmallCNN, sample_inputs, seeded
 from scipy import stats
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -38,6 +36,8 @@ from skood import (
 from skood.calibration import ConformalDetector
 from skood.learning import states as states
 from skood.learning.reservoir import Reservoir
+from tests.networks import MLP, Segmenter, SmallCNN, sample_inputs, seeded
+from tests.registry import DETECTORS, IN_NETWORKS, name_of
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The features are signed", "ignore:k=", "ignore:The covariance"

@@ -5,7 +5,6 @@ import re
 
 import numpy as np
 import pytest
-from networks import MLP, ResNet18, seeded
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
@@ -17,6 +16,7 @@ from skood.calibration import ConformalDetector
 from skood.ensemble import EnsembleDetector
 from skood.open_set import OpenSetClassifier
 from skood.testing.common import assert_untouched, snapshot
+from tests.networks import MLP, ResNet18, seeded
 
 LINE = "<ResNet18: 11,181,642 parameters on cpu>"
 

@@ -7,13 +7,13 @@ import threading
 import time
 from functools import partial
 
-import networks
 import pytest
 import torch
 from torch import nn
 
 from skood import ASHDetector, FeatureExtractor
 from skood.network import split
+from tests import networks
 
 
 class TracedViT(networks.ViT):

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from networks import seeded
 from scipy.special import logsumexp
 from scipy.stats import kstest
 from sklearn.base import clone
@@ -26,6 +25,7 @@ from skood.learning.keys import entry_keys, row_keys
 from skood.learning.learning import LearnedModule, LearningScorer
 from skood.learning.reservoir import Reservoir
 from skood.learning.states import Extremes, LogSums, State, StateList
+from tests.networks import seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore:X has feature names")
 some = settings(

@@ -6,8 +6,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from detectors import DETECTORS, IN_NETWORKS, SETTINGS, name_of
-from networks import Segmenter, SmallCNN, sample_inputs, seeded
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 from torch import nn
@@ -26,6 +24,8 @@ from torch.utils.data import (
 
 from skood import ASHDetector, FeatureExtractor, GMMDetector, NACDetector
 from skood.ensemble import EnsembleDetector
+from tests.networks import Segmenter, SmallCNN, sample_inputs, seeded
+from tests.registry import DETECTORS, IN_NETWORKS, SETTINGS, name_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:The features are signed", "ignore:k=")
 

@@ -12,7 +12,7 @@ from skood import GMMDetector, NNGuideDetector
 from skood.calibration import ConformalDetector
 from skood.ensemble import EnsembleDetector
 from skood.open_set import OpenSetClassifier
-from tests.detectors import DETECTORS, name_of
+from tests.registry import DETECTORS, name_of
 from tests.threads import data, detectors, hammer, results
 
 

@@ -5,15 +5,22 @@ import pytest
 import torch
 
 from skood import GMMDetector, MahalanobisDetector
+from tests.detectors import Method
 
-SETTINGS = [
-    MahalanobisDetector(),
-    MahalanobisDetector(normalize=False),
-    MahalanobisDetector(normalize=0.5, reg_covar=0.3, batch_size=7),
-    MahalanobisDetector(relative=True),
-    MahalanobisDetector(normalize=False, relative=True, reg_covar=0.0),
-]
-ALL = pytest.mark.parametrize("detector", SETTINGS, ids=str)
+METHOD = Method(
+    settings={
+        "default": MahalanobisDetector(),
+        "any length": MahalanobisDetector(normalize=False),
+        "half": MahalanobisDetector(normalize=0.5, reg_covar=0.3, batch_size=7),
+        "relative": MahalanobisDetector(relative=True),
+        "no ridge": MahalanobisDetector(normalize=False, relative=True, reg_covar=0.0),
+    },
+    in_networks={
+        "default": MahalanobisDetector(reg_covar=0.1),
+        "conv1": MahalanobisDetector(layer="conv1", reg_covar=0.1),
+    },
+)
+ALL = pytest.mark.parametrize("detector", METHOD.settings.values(), ids=METHOD.settings.keys())
 # At most 15 white directions and 4 classes.
 N_TRAIN, N_FEATURES = 60, 7
 

@@ -1,0 +1,41 @@
+"""One file a method: its instances, its plain reference, and that it equals it."""
+
+from dataclasses import dataclass, field
+
+from skood.base import BaseDetector
+
+
+@dataclass(eq=False)
+class Method:
+    """What the common tests take of a method: `METHOD` in its file.
+
+    Parameters
+    ----------
+    settings : dict
+        Instances for features, by name. The first is the default: all common checks run on it, on
+        the others those that a setting may break.
+    in_networks : dict
+        Instances for a network of images, `tests.networks.SmallCNN`, by name.
+    agreement : float
+        See `skood.testing.check_detector`.
+    fixed : dict
+        Parameters in place of those that `fit` settles by all rows and pieces by the first of them.
+    gives_maps : bool
+        Whether maps of logits give maps of scores.
+    """
+
+    settings: dict[str, BaseDetector]
+    in_networks: dict[str, BaseDetector]
+    agreement: float = 1.0
+    fixed: dict = field(default_factory=dict)
+    gives_maps: bool = False
+
+    @property
+    def default(self):
+        """The instance with default parameters."""
+        return next(iter(self.settings.values()))
+
+    @property
+    def name(self):
+        """The class's name, shortened."""
+        return type(self.default).__name__.removesuffix("Detector")

@@ -1,0 +1,92 @@
+"""The instances of all methods, as the files in tests/detectors have them, and what they need."""
+
+import functools
+import importlib
+import pkgutil
+
+import pytest
+from sklearn.base import clone
+
+from skood import FeatureExtractor
+from skood.learning.learning import LearningScorer
+from skood.testing.common import load_iris_float, random_images
+from tests import detectors
+from tests.networks import SmallCNN, seeded
+
+MODULES = [
+    importlib.import_module(f"{detectors.__name__}.{module.name}")
+    for module in pkgutil.iter_modules(detectors.__path__)
+    if module.name.startswith("test_")
+]
+METHODS = [module.METHOD for module in MODULES if hasattr(module, "METHOD")]
+DETECTORS = [type(method.default) for method in METHODS]
+DEFAULTS = [method.default for method in METHODS]
+SETTINGS = [detector for method in METHODS for detector in method.settings.values()]
+IN_NETWORKS = [detector for method in METHODS for detector in method.in_networks.values()]
+EXTRACTORS = [FeatureExtractor(), FeatureExtractor(pool="max", batch_size=7)]
+
+NAMES = {
+    id(detector): f"{method.name}-{where}{name}"
+    for method in METHODS
+    for where, instances in (("", method.settings), ("network-", method.in_networks))
+    for name, detector in instances.items()
+}
+
+
+def name_of(detector):
+    """Return the name of an instance, for the ids of tests."""
+    return NAMES.get(id(detector)) or f"{type(detector).__name__}-{detector}".replace("\n", "")
+
+
+def each(detectors):
+    """Parametrize a test by detectors."""
+    return pytest.mark.parametrize("detector", detectors, ids=name_of)
+
+
+def method_of(detector):
+    """Return the method of a detector."""
+    return METHODS[DETECTORS.index(type(detector))]
+
+
+def with_fixed(detector):
+    """Return a clone that settles nothing by the first rows."""
+    return clone(detector).set_params(**method_of(detector).fixed)
+
+
+# What a detector needs, found on the detector itself
+
+
+def needs_logits(detector):
+    """Tell whether a head is needed, or fitted where there is no network."""
+    return detector._needs_logits
+
+
+def layer_parameter(detector):
+    """Return the parameter that names a layer or several; None if there is none."""
+    return next((name for name in ("layers", "layer") if hasattr(detector, name)), None)
+
+
+@functools.cache
+def fitted(detector):
+    """Return a clone that is fitted: an instance of `IN_NETWORKS` to images, else to features."""
+    detector = clone(detector)
+    if any(detector is one for one in IN_NETWORKS):
+        return detector.set_params(model=seeded(SmallCNN)).fit(*random_images())
+    return detector.fit(*load_iris_float())
+
+
+def learns(detector):
+    """Tell whether scores depend on the rows of `fit` beyond the head."""
+    return isinstance(fitted(detector).scorer_, LearningScorer)
+
+
+def depends_on_keys(detector):
+    """Tell whether what is learned is drawn by the keys of rows."""
+    return getattr(fitted(detector).scorer_, "samples_by_key", False)
+
+
+def differentiates(detector):
+    """Tell whether scoring differentiates the network, beyond its head."""
+    parts = fitted(detector)
+    modules = [*parts.scorer_.modules(), *parts._body.modules()]
+    return any(hasattr(module, "not_exportable") for module in modules)
