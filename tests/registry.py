@@ -3,6 +3,7 @@
 import functools
 import importlib
 import pkgutil
+import warnings
 
 import pytest
 from sklearn.base import clone
@@ -69,10 +70,11 @@ def layer_parameter(detector):
 @functools.cache
 def fitted(detector):
     """Return a clone that is fitted: an instance of `IN_NETWORKS` to images, else to features."""
-    detector = clone(detector)
-    if any(detector is one for one in IN_NETWORKS):
-        return detector.set_params(model=seeded(SmallCNN)).fit(*random_images())
-    return detector.fit(*load_iris_float())
+    net = seeded(SmallCNN) if any(detector is one for one in IN_NETWORKS) else None
+    data = load_iris_float() if net is None else random_images()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return clone(detector).set_params(model=net).fit(*data)
 
 
 def learns(detector):
@@ -85,8 +87,8 @@ def depends_on_keys(detector):
     return getattr(fitted(detector).scorer_, "samples_by_key", False)
 
 
-def differentiates(detector):
-    """Tell whether scoring differentiates the network, beyond its head."""
+def not_exportable(detector):
+    """Return why the graph cannot be exported, such as that it differentiates the network."""
     parts = fitted(detector)
     modules = [*parts.scorer_.modules(), *parts._body.modules()]
-    return any(hasattr(module, "not_exportable") for module in modules)
+    return next((m.not_exportable for m in modules if hasattr(m, "not_exportable")), None)

@@ -47,11 +47,18 @@ from tests.networks import (
     WithDropout,
     seeded,
 )
-from tests.registry import DETECTORS, EXTRACTORS, IN_NETWORKS, SETTINGS, name_of
+from tests.registry import (
+    DEFAULTS,
+    DETECTORS,
+    EXTRACTORS,
+    IN_NETWORKS,
+    SETTINGS,
+    each,
+    layer_parameter,
+    method_of,
+    name_of,
+)
 
-ALL = pytest.mark.parametrize("detector", SETTINGS, ids=name_of)
-EACH = pytest.mark.parametrize("detector", [cls() for cls in DETECTORS], ids=name_of)
-NETWORK = pytest.mark.parametrize("detector", IN_NETWORKS, ids=name_of)
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The features are signed", "ignore:lbfgs failed", "ignore:.*is singular"
 )
@@ -61,7 +68,7 @@ pytestmark = pytest.mark.filterwarnings(
 @parametrize_with_detector_checks(
     SETTINGS,
     kinds=["features"],
-    agreement=lambda detector: 0.95 if isinstance(detector, NACDetector) else 1.0,
+    agreement=lambda detector: method_of(detector).agreement,
 )
 def test_on_features(detector, check):
     check(detector)
@@ -411,7 +418,7 @@ def skorch_net(**kwargs):
     return NeuralNetClassifier(Classifier, train_split=None, **{**settings, **kwargs})
 
 
-@EACH
+@each(DEFAULTS)
 def test_an_unfitted_skorch_net_is_fitted(detector, iris):
     X, y = iris
     names = np.array(["a", "b", "c"], dtype=object)[y]
@@ -436,7 +443,7 @@ def test_a_search_over_the_learning_rate_of_a_skorch_net(iris):
     assert len(set(search.cv_results_["mean_test_score"])) > 2
 
 
-@EACH
+@each(DEFAULTS)
 def test_frozen_models_are_used_as_they_are(detector, iris):
     X, y = iris
     net = skorch_net().fit(X.astype(np.float32), y)
@@ -503,20 +510,17 @@ def test_bad_parameters(detector, message, iris):
         detector.fit(*iris)
 
 
-@NETWORK
+@each(DEFAULTS)
 def test_unknown_layers_name_the_near_misses(detector, images):
-    if isinstance(detector, GradNormDetector):
-        detector = put(detector, seeded(SmallCNN)).set_params(params=["conv1.weigt"])
-        message = "Did you mean 'conv1.weight'"
-    else:
-        wrong = {"layers": ["conv3"]} if isinstance(detector, NACDetector) else {"layer": "conv3"}
-        detector = put(detector, seeded(SmallCNN)).set_params(**wrong)
-        message = "SmallCNN has no layer 'conv3'. Did you mean 'conv"
-    with pytest.raises(ValueError, match=message):
-        detector.fit(*images)
+    parameter = layer_parameter(detector)
+    if parameter is None:
+        pytest.skip("takes no layers")
+    wrong = {parameter: ["conv3"] if parameter == "layers" else "conv3"}
+    with pytest.raises(ValueError, match="SmallCNN has no layer 'conv3'. Did you mean 'conv"):
+        put(detector, seeded(SmallCNN)).set_params(**wrong).fit(*images)
 
 
-@EACH
+@each(DEFAULTS)
 def test_networks_that_cannot_be_cut(detector, iris, images):
     X, y = iris
     logits_needed = [
@@ -547,12 +551,12 @@ def test_networks_that_cannot_be_cut(detector, iris, images):
     for model, error, message in logits_needed:
         with pytest.raises(error, match=message):
             put(detector, model).fit(X.astype(np.float32), y)
-    if not isinstance(detector, ASHDetector):
+    if not method_of(detector).gives_maps:
         with pytest.raises(ValueError, match=r"needs .n_samples, n_classes.*layer=\.\.\."):
             put(detector, seeded(Segmenter)).fit(*images)
 
 
-@EACH
+@each(DEFAULTS)
 @pytest.mark.parametrize("model", [LogisticRegression(), skorch_net()], ids=["sklearn", "skorch"])
 def test_a_classifier_to_be_fitted_needs_two_classes(detector, model, iris):
     X, y = iris
