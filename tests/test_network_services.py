@@ -624,3 +624,35 @@ def test_what_is_no_ensemble_is_refused():
         NetworkEnsemble(*nets, average="votes")
     with pytest.raises(TypeError, match="NetworkEnsemble"):
         GMMDetector(nets).fit(np.zeros((4, 8)))
+
+
+@pytest.mark.cuda
+def test_services_give_on_a_gpu_what_they_give_on_the_cpu():
+    class Dropping(ResNet):
+        def __init__(self):
+            super().__init__()
+            self.avgpool = nn.Sequential(nn.Dropout2d(0.3), self.avgpool, nn.Dropout(0.5))
+
+    net = seeded(Dropping).double()
+    network, x = network_of(net)
+    on_gpu = Network(net, "cuda", torch.float64, sample=x[:2])
+    assert on_gpu.stages() == network.stages()
+
+    def modules(network):
+        yield network.layers([*LAYERS, None], with_logits=True)
+        yield network.gradients(LAYERS, kl_to_uniform_grad, lambda z, g, **where: z * g)
+        yield network.moved(energy, 0.01, n_inputs=5)
+        yield network.passes(4)
+        yield network.passes(4, rate=0.5)
+        for layer in "layer2", "layer2.0.bn1":
+            body, rest = network.cut(layer)
+            yield lambda x, body=body, rest=rest: rest(*tuple_of(body(x)))
+
+    for here, there in zip(modules(network), modules(on_gpu), strict=True):
+        for a, b in zip(tuple_of(here(x)), tuple_of(there(x.to("cuda"))), strict=True):
+            torch.testing.assert_close(b.cpu(), a)
+
+
+def tuple_of(value):
+    """Return a tuple, of one where there is no tuple."""
+    return value if isinstance(value, tuple) else (value,)

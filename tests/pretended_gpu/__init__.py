@@ -66,6 +66,7 @@ if REASON is None:
     # What conftest and scikit-learn's checks ask before a test runs.
     torch.cuda.is_available = lambda: True
     torch.backends.cuda.is_built = lambda: True
+    torch.cuda.get_rng_state = lambda device="cuda": torch.get_rng_state()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(item):
