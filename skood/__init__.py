@@ -9,6 +9,7 @@ from skood.detectors import (
     GMMDetector,
     GradNormDetector,
     MahalanobisDetector,
+    MSPDetector,
     NACDetector,
     NNGuideDetector,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "FeatureExtractor",
     "GMMDetector",
     "GradNormDetector",
+    "MSPDetector",
     "MahalanobisDetector",
     "NACDetector",
     "NNGuideDetector",

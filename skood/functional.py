@@ -6,12 +6,17 @@ __all__ = [
     "at_least_float32",
     "clip_to",
     "energy",
+    "entropy",
+    "gen",
     "kl_to_uniform_grad",
     "l1_norm",
+    "log_odds",
+    "log_probabilities",
     "max_logit",
     "msp",
     "pool",
     "radial",
+    "tempered",
 ]
 
 
@@ -83,6 +88,153 @@ def max_logit(logits: torch.Tensor) -> torch.Tensor:
     return logits.amax(dim=1)
 
 
+def tempered(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Subtract the largest logit of each sample and divide by a temperature, in float64.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n_samples, n_classes, ...)
+        Unnormalised class scores.
+    temperature : float, default=1.0
+        What they are divided by; of the logits as they are the quotient might overflow.
+
+    Returns
+    -------
+    logits : Tensor of shape (n_samples, n_classes, ...), dtype float64
+        With the same softmax as logits / temperature; the largest is 0.
+    """
+    logits = logits.double()
+    return (logits - logits.amax(dim=1, keepdim=True)) / temperature
+
+
+def log_odds(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Log-odds of the maximum softmax probability of each sample, ``log(p / (1 - p))``.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n_samples, n_classes, ...)
+        Unnormalised class scores.
+    temperature : float, default=1.0
+        What the logits are divided by.
+
+    Returns
+    -------
+    odds : Tensor of shape (n_samples, ...), dtype float64
+        Ranks as `msp` does where that has digits left: of p = 1 - 1e-20 it has none.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.functional import log_odds
+    >>> log_odds(torch.tensor([[0.0, 90.0], [0.0, 100.0]]))
+    tensor([ 90., 100.], dtype=torch.float64)
+    """
+    if logits.shape[1] == 1:
+        return torch.zeros_like(logits[:, 0], dtype=torch.float64)
+    others, _ = _without_largest(tempered(logits, temperature))
+    return clip_to(-torch.logsumexp(others, dim=1), torch.float64)
+
+
+def _without_largest(logits):
+    """Return logits with minus infinity in place of the largest, and its column."""
+    largest = logits.argmax(dim=1, keepdim=True)
+    return logits.scatter(1, largest, -torch.inf), largest
+
+
+def log_probabilities(
+    logits: torch.Tensor, temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logarithms of p and of 1 - p of each class, exact at any confidence.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n_samples, n_classes, ...)
+        Unnormalised class scores.
+    temperature : float, default=1.0
+        What the logits are divided by.
+
+    Returns
+    -------
+    log_p, log_rest : Tensor of shape (n_samples, n_classes, ...), dtype float64
+        Of the softmax. 1 - p of the largest class is the sum of the others.
+    """
+    logits = tempered(logits, temperature)
+    others, largest = _without_largest(logits)
+    log_others = torch.logsumexp(others, dim=1, keepdim=True)
+    log_total = log_others.exp().log1p()
+    log_p = logits - log_total
+    return log_p, (-log_p.exp()).log1p().scatter(1, largest, log_others - log_total)
+
+
+def entropy(logits: torch.Tensor, temperature: float = 1.0, log: bool = True) -> torch.Tensor:
+    """Minus the (logarithm of the) entropy of the softmax of each sample.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n_samples, n_classes, ...)
+        Unnormalised class scores.
+    temperature : float, default=1.0
+        What the logits are divided by.
+    log : bool, default=True
+        The same ranking, without the ties of confident samples, whose entropy rounds to 0.
+
+    Returns
+    -------
+    score : Tensor of shape (n_samples, ...), dtype float64
+        Higher means more in-distribution.
+    """
+    if logits.shape[1] == 1:
+        return torch.zeros_like(logits[:, 0], dtype=torch.float64)
+    log_p, log_rest = log_probabilities(logits, temperature)
+    # Of the largest p -log p is 1 - p where that is too small for log p to hold it.
+    terms = log_p + torch.where(log_rest < -40, log_rest, (-log_p).log())
+    score = clip_to(-torch.logsumexp(terms, dim=1), torch.float64)
+    return score if log else -(-score).exp()
+
+
+def gen(
+    logits: torch.Tensor,
+    gamma: float = 0.1,
+    n_classes: int = 100,
+    temperature: float = 1.0,
+    log: bool = True,
+) -> torch.Tensor:
+    """Minus the (logarithm of the) generalised entropy of the softmax of each sample.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n_samples, n_classes, ...)
+        Unnormalised class scores.
+    gamma : float, default=0.1
+        The entropy is the sum of ``(p * (1 - p)) ** gamma``.
+    n_classes : int, default=100
+        Over so many of the largest p, or over all.
+    temperature : float, default=1.0
+        What the logits are divided by.
+    log : bool, default=True
+        The same ranking, without the ties of confident samples.
+
+    Returns
+    -------
+    score : Tensor of shape (n_samples, ...), dtype float64
+        Higher means more in-distribution.
+
+    References
+    ----------
+    Liu et al., "GEN: Pushing the Limits of Softmax-Based Out-of-Distribution Detection", CVPR
+    2023.
+    """
+    if logits.shape[1] == 1:
+        return torch.zeros_like(logits[:, 0], dtype=torch.float64)
+    log_p, log_rest = log_probabilities(logits, temperature)
+    terms = gamma * (log_p + log_rest)
+    if n_classes < logits.shape[1]:
+        # By p, not by term: of two classes both terms are equal.
+        terms = terms.gather(1, log_p.topk(n_classes, dim=1).indices)
+    score = clip_to(-torch.logsumexp(terms, dim=1), torch.float64)
+    return score if log else -(-score).exp()
+
+
 def kl_to_uniform_grad(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """Gradient of KL(u || softmax(logits / temperature)) with respect to the logits.
 
@@ -98,11 +250,10 @@ def kl_to_uniform_grad(logits: torch.Tensor, temperature: float = 1.0) -> torch.
     grad : Tensor of shape (n_samples, n_classes), dtype float64
         ``(softmax(logits / temperature) - 1 / n_classes) / temperature``.
     """
-    # The largest logit goes first: logits / temperature alone may overflow. In float64, since
-    # softmax and 1 / n_classes cancel at a large temperature (float32: 4e-4 at 1000).
-    logits = logits.double()
-    shifted = (logits - logits.amax(dim=1, keepdim=True)) / temperature
-    return (torch.softmax(shifted, dim=1) - 1 / logits.shape[1]) / temperature
+    # In float64, since softmax and 1 / n_classes cancel at a large temperature (float32: 4e-4 at
+    # 1000).
+    p = torch.softmax(tempered(logits, temperature), dim=1)
+    return (p - 1 / logits.shape[1]) / temperature
 
 
 def all_finite(x: torch.Tensor) -> bool:

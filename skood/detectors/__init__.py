@@ -5,12 +5,14 @@ from skood.detectors.features.mahalanobis import MahalanobisDetector
 from skood.detectors.gradients.gradnorm import GradNormDetector
 from skood.detectors.head.nnguide import NNGuideDetector
 from skood.detectors.layers.nac import NACDetector
+from skood.detectors.logits.msp import MSPDetector
 from skood.detectors.shaping.ash import ASHDetector
 
 __all__ = [
     "ASHDetector",
     "GMMDetector",
     "GradNormDetector",
+    "MSPDetector",
     "MahalanobisDetector",
     "NACDetector",
     "NNGuideDetector",

@@ -275,8 +275,9 @@ class BaseDetector(
         """
         rows = threshold_rows(len(source), len(scores))
         seen, fresh = scores.double().cpu().numpy(), np.empty(len(rows))
-        for held_out, head in cross_fitted_heads(source, network.head, rows):
+        for held_out, head, present in cross_fitted_heads(source, network.head, rows):
             fold = Network(head, network.device, source.dtype)
+            fold.classes = network.classes[present] if len(network.classes) else network.classes
             _, scorer, training = self._prepare(source, fold, random_state)
             # The fit of all rows has warned.
             with silent():

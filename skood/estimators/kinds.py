@@ -10,9 +10,16 @@ from skood._typing import RandomState
 from skood.estimators.base import BaseDetector
 from skood.estimators.network_estimator import PoolsLayer
 from skood.estimators.parameters import param
-from skood.functional import energy, max_logit, msp
+from skood.functional import energy, entropy, gen, log_odds, max_logit, msp
 
-LOGIT_SCORES = {"energy": energy, "msp": msp, "max_logit": max_logit}
+LOGIT_SCORES = {
+    "energy": energy,
+    "msp": msp,
+    "log_odds": log_odds,
+    "max_logit": max_logit,
+    "entropy": entropy,
+    "gen": gen,
+}
 
 
 class FeatureDetector(PoolsLayer, BaseDetector):
@@ -48,6 +55,29 @@ class ClassifierDetector(BaseDetector):
     random_state: RandomState = param("random_state", default=None)
 
 
+class LogitsDetector(ClassifierDetector):
+    """Base of detectors that score logits: a subclass has ``_make_score()``.
+
+    One that learns from logits has ``_make_scorer(network)`` instead, or besides.
+
+    Attributes
+    ----------
+    scorer_ : nn.Module
+        Maps logits to scores; of maps (n_samples, n_classes, H, W) one a pixel.
+    """
+
+    def _make_score(self):
+        """Return the function that maps logits (n_samples, n_classes, ...) to scores."""
+        raise NotImplementedError
+
+    def _make_scorer(self, network):
+        """Return the module that maps logits to scores."""
+        return LogitScorer(nn.Identity(), self._make_score())
+
+    def _build(self, network):
+        return network.logits(), self._make_scorer(network)
+
+
 class HeadDetector(ClassifierDetector):
     """Base of detectors that score features and logits: a subclass has ``_make_scorer(head)``.
 
@@ -79,8 +109,11 @@ class ShapingDetector(ClassifierDetector):
     ----------
     layer : str, default=None
         The submodule whose output is shaped. None: what enters the last linear layer.
-    logit_score : {"energy", "msp", "max_logit"} or callable, default="energy"
-        Maps logits (n_samples, n_classes, ...) to scores, higher = more in-distribution.
+    logit_score : str or callable, default="energy"
+        Maps logits (n_samples, n_classes, ...) to scores, higher = more in-distribution: a
+        function, or "energy", "max_logit", "log_odds" of the largest softmax probability,
+        "entropy", "gen" or "msp", those of `skood.functional`. "msp" ties where the network is
+        confident, and "log_odds" ranks alike without ties.
 
     Attributes
     ----------

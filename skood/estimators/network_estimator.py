@@ -9,6 +9,7 @@ from collections.abc import Callable
 from numbers import Integral
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
@@ -276,7 +277,18 @@ class NetworkEstimator(DeclaresParameters, OneState, ModuleSharing, PrintsNetwor
                 model = model_ = fit_model(model, source)
             module = fitted_module(model, source.device, source.dtype)
             device = self._choose_device(module_device(module))
-        return Network(module, device, source.dtype, sample=source.head(2)), model_
+        network = Network(module, device, source.dtype, sample=source.head(2))
+        network.classes = self._classes_of_logits(source)
+        return network, model_
+
+    def _classes_of_logits(self, source):
+        """Return the label of each logit; None where it is not known."""
+        if not self._fits_model:
+            known = frozen_classes(self.model)
+            return None if known is None else np.array(np.asarray(known).tolist())
+        # Without two classes those of the head are clusters, which have no labels.
+        has_classes = source.classes is not None and len(source.classes) > 1
+        return source.classes if has_classes else np.empty(0)
 
     def _check_classes(self, network, classes, has_maps, are_all=True):
         """Raise where labels show that what a network returns cannot be their logits."""

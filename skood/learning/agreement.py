@@ -78,6 +78,47 @@ def columns_of(classes, n_logits, known):
     return columns if fits else None
 
 
+def logit_columns(classes, n_logits, known=None):
+    """Return the logit of each class, for methods that compare logits with labels.
+
+    Labels do not tell before all are known: of pieces each may lack classes.
+
+    Parameters
+    ----------
+    classes : ndarray of shape (n_classes,)
+        All labels, sorted.
+    n_logits : int
+        The network's.
+    known : array-like, default=None
+        `Network.classes`. Where it is None, labels that are whole numbers below `n_logits` are
+        those of the logits, and other labels, if as many, are in their order.
+
+    Returns
+    -------
+    columns : ndarray of shape (n_classes,)
+        -1 for a class that `known` lacks.
+
+    Raises
+    ------
+    ValueError
+        If labels do not tell.
+    """
+    if known is not None:
+        places = {label: place for place, label in enumerate(np.asarray(known).tolist())}
+        return np.array([places.get(label, -1) for label in classes.tolist()])
+    columns = columns_of(classes, n_logits, None)
+    if columns is not None:
+        return columns
+    if len(classes) != n_logits:
+        raise ValueError(
+            f"y has {len(classes)} classes, {classes[:5].tolist()}..., and the network has "
+            f"{n_logits} logits: it cannot be told which are whose.\nGive labels that are the "
+            "numbers of the logits, rows of all classes, or a classifier that knows its own "
+            "(FrozenEstimator)."
+        )
+    return np.arange(n_logits)
+
+
 class Agreement:
     """How many rows of each class have their largest logit where their label is; these add up.
 

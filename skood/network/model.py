@@ -166,7 +166,7 @@ def _regress(H, class_indices, device, dtype, weight=1.0):
 
 
 def cross_fitted_heads(source, head, rows):
-    """Yield ``(held_out, head)``: places in `rows`, each once, and heads fitted without these rows.
+    """Yield places in `rows`, each once, heads fitted without these rows, and their classes.
 
     Parameters
     ----------
@@ -191,7 +191,8 @@ def cross_fitted_heads(source, head, rows):
         )
         # Or the penalty would weigh more beside fewer rows.
         weight = len(class_indices) / len(others)
-        yield held_out, _regress(H, others, head.weight.device, source.dtype, weight)
+        head_of_others = _regress(H, others, head.weight.device, source.dtype, weight)
+        yield held_out, head_of_others, np.unique(others)
 
 
 def require_array(source):

@@ -54,6 +54,8 @@ class Network(FindsHead, NetworkServices):
         # One logit a row, l, stands for (-l/2, l/2): "column" where it has an axis, "squeezed"
         # where it has none.
         self.one_logit, self.n_logits, self.returns_shape_of_X = None, None, False
+        # The label of each logit, where it is known; some may have none.
+        self.classes = None
         self.largest_logits = LargestLogits()
         self._calls, self._not_tensor, self._logits_shape = None, {}, None
         # Of the layers that were asked for; how a pass found them is gone when it is unpickled.
@@ -114,6 +116,7 @@ class Network(FindsHead, NetworkServices):
             "returns_features": self.returns_features,
             "one_logit": self.one_logit,
             "n_logits": self.n_logits,
+            "classes": self.classes,
             "takes_named": self.takes_named,
             "input_names": self.input_names,
             "stages": list(self._stages),
@@ -128,6 +131,7 @@ class Network(FindsHead, NetworkServices):
 
     def _set_state(self, state):
         self._head_name, self.logits_key = state["head_name"], state["logits_key"]
+        self.classes = state.get("classes")
         self._changed = state["changed"]
         for name in state.get("written", ()):
             self._own(self.module.get_parameter(name))

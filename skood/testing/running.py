@@ -11,6 +11,7 @@ import torch
 from sklearn.exceptions import SkipTestWarning
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
+from skood.estimators.kinds import LogitsDetector
 from skood.testing.in_network import (
     check_autocast_does_not_matter,
     check_callbacks_are_told_of_every_batch,
@@ -159,7 +160,9 @@ def detector_checks(
     if "network" in kinds:
         checks += NETWORK_CHECKS
         if not getattr(detector, "looks_inside", False):
-            checks += HEAD_CHECKS
+            checks.append(check_pipeline_with_features_of_a_network)
+            if not isinstance(detector, LogitsDetector):
+                checks.append(check_logits_that_are_written_to_are_refused)
     for check in checks:
         yield detector, check
 
@@ -281,10 +284,4 @@ NETWORK_CHECKS: list[Callable] = [
     check_pickle_with_a_network,
     check_threads_share_a_detector,
     check_callbacks_are_told_of_every_batch,
-]
-
-# For detectors that look at nothing but the last linear layer and what enters it.
-HEAD_CHECKS: list[Callable] = [
-    check_pipeline_with_features_of_a_network,
-    check_logits_that_are_written_to_are_refused,
 ]

@@ -1,0 +1,179 @@
+"""MSP: the largest softmax probability, at a temperature that may be fitted."""
+
+import math
+from functools import partial
+from numbers import Real
+
+import torch
+from scipy.optimize import brentq
+
+from skood._compat import Interval, StrOptions
+from skood._warnings import warn
+from skood.estimators.kinds import LogitsDetector
+from skood.estimators.parameters import param
+from skood.functional import log_odds, msp, tempered
+from skood.learning.agreement import logit_columns
+from skood.learning.learning import LearningScorer
+from skood.learning.reservoir import Reservoir
+
+# Of so many rows the temperature is fitted.
+N_ROWS = 20_000
+# Where a temperature is looked for. Without bounds there may be none that is best.
+COLDEST, HOTTEST = 0.01, 100.0
+
+
+def fit_temperature(logits, columns):
+    """Return the temperature of the least cross-entropy.
+
+    Where all rows are classified right that falls without end as T does. So the label has the
+    probability 1 - 1/(n + 2) of n rows, and all classes share the rest, as Platt has it.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n_samples, n_classes)
+        Unnormalised class scores.
+    columns : Tensor of shape (n_samples,)
+        The logit of each row's class.
+    """
+    n_samples, n_classes = logits.shape
+    rest = 1 / (n_samples + 2)
+    # Sums over rows must not overflow.
+    logits = tempered(logits).clamp(min=-1e150)
+    of_labels = logits.gather(1, columns[:, None]).sum()
+    wanted = float((1 - rest) * of_labels + rest / n_classes * logits.sum())
+
+    def slope(log_temperature):
+        # Of the cross-entropy by 1 / T, in which it is convex.
+        p = torch.softmax(logits / math.exp(log_temperature), dim=1)
+        return float(p.mul_(logits).sum()) - wanted
+
+    bounds = math.log(COLDEST), math.log(HOTTEST)
+    if slope(bounds[0]) > 0 > slope(bounds[1]):
+        return math.exp(brentq(slope, *bounds, xtol=1e-13))
+    bound = COLDEST if slope(bounds[0]) <= 0 else HOTTEST
+    warn(
+        f"The cross-entropy still falls at the bound temperature={bound:g}, which is used.\nAre "
+        "these rows of the classes that the network was trained on?"
+    )
+    return bound
+
+
+class TemperatureScorer(LearningScorer):
+    """Logits → scores of them at the temperature that fits training rows best."""
+
+    learned = ("temperature",)
+    needs_row_keys = True
+
+    def __init__(self, score, classes):
+        super().__init__()
+        self.score, self.classes = score, classes
+
+    def start(self, training):
+        """Raise without labels."""
+        if training.classes is None:
+            raise ValueError(
+                'temperature="fit" compares logits with labels: pass y, one class for each row.\n'
+                "Without labels, or with labels of pixels, pass a number."
+            )
+
+    def init_state(self, inputs, n_classes, n_expected):
+        """Return a sample without rows."""
+        return Reservoir(N_ROWS, n_expected, with_codes=True)
+
+    def update(self, state, inputs, class_indices, keys):
+        """Keep the rows of a batch that are drawn."""
+        chosen = state.choose(keys)
+        state.add([inputs[0][chosen], class_indices[chosen]], keys[chosen])
+
+    def finalize(self, state, classes):
+        """Fit the temperature to the rows whose class has a logit."""
+        _, (logits, class_indices) = state.sample()
+        columns = torch.from_numpy(logit_columns(classes, logits.shape[1], self.classes))
+        columns = columns.to(class_indices.device)[class_indices]
+        if not bool((columns >= 0).any()):
+            raise ValueError(
+                'temperature="fit" takes labels of classes that the network has logits of: none '
+                f"of {classes[:5].tolist()} is.\nWithout a network, y needs two classes."
+            )
+        temperature = fit_temperature(logits[columns >= 0], columns[columns >= 0])
+        self.temperature = torch.tensor(temperature, dtype=torch.float64, device=logits.device)
+
+    def forward(self, logits):
+        """Score logits."""
+        return self.score(logits, self.temperature)
+
+    def leave_one_out(self, inputs, class_indices, keys):
+        """Score training rows: of one number they all learn, a row moves little."""
+        return self(*inputs)
+
+
+def probability(logits, temperature):
+    """Return the largest softmax probability, in float64."""
+    return msp(tempered(logits, temperature))
+
+
+class MSPDetector(LogitsDetector):
+    r"""Maximum softmax probability, the baseline of Hendrycks and Gimpel.
+
+    With logits :math:`l` and :math:`p = \max_c \mathrm{softmax}(l / T)_c` the score is the log-odds
+    :math:`\log(p / (1 - p))`, which ranks rows as :math:`p` does.
+
+    Parameters
+    ----------
+    temperature : float or "fit", default=1.0
+        T, what the logits are divided by. "fit" is the one of the least cross-entropy of (X, y),
+        temperature scaling, best on rows that the network has not been trained on.
+    log : bool, default=True
+        Log-odds, which differ where the network is so confident that p rounds to 1: of logits
+        times 4 the AUROC of p fell from .96 to .82 in float32. False: p itself, the paper's score.
+
+    Attributes
+    ----------
+    temperature_ : float
+        The temperature that is used.
+
+    See Also
+    --------
+    ASHDetector : Energy, with ``variant="p", percentile=0``.
+
+    Notes
+    -----
+    The temperature is fitted in (0.01, 100), of more than 20 000 rows to a random sample of that
+    size, by a root of the derivative to the last digits. The targets are Platt's: with 1 and 0 in
+    their place there is no best temperature where every row is classified right. pytorch-ood's and
+    OpenOOD's ``TemperatureScaling`` stop on the way there, after 50 steps: at 1.29 where 7.21 is
+    best. Rows of a class that `model` does not know, as a frozen classifier tells, are left out.
+
+    References
+    ----------
+    Hendrycks and Gimpel, "A Baseline for Detecting Misclassified and Out-of-Distribution Examples
+    in Neural Networks", ICLR 2017.
+
+    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skood import MSPDetector
+    >>> X, y = load_iris(return_X_y=True)
+    >>> detector = MSPDetector().fit(X, y)
+    >>> detector.predict([[5.1, 3.5, 1.4, 0.2], [6.0, 3.0, 4.8, 1.6]])
+    array([ 1, -1])
+    """
+
+    temperature: float | str = param(
+        Interval(Real, 0, None, closed="neither"), StrOptions({"fit"}), default=1.0
+    )
+    log: bool = param("boolean", default=True)
+
+    def _make_score(self):
+        score = log_odds if self.log else probability
+        return score if self.temperature == "fit" else partial(score, temperature=self.temperature)
+
+    def _make_scorer(self, network):
+        if self.temperature == "fit":
+            return TemperatureScorer(self._make_score(), network.classes)
+        return super()._make_scorer(network)
+
+    def _fitted_attributes(self, scorer):
+        return {"temperature_": float(getattr(scorer, "temperature", self.temperature))}
