@@ -212,3 +212,27 @@ def test_in_a_network_and_exported(tmp_path):
         skood.save(detector, tmp_path / "saved")
         twin = skood.load(tmp_path / "saved", net)
         np.testing.assert_array_equal(twin.score_samples(X), detector.score_samples(X))
+
+
+def test_three_layers_in_one_pass(monkeypatch):
+    """What a detector over several layers takes: each as its own detector has it."""
+    from networks import SmallCNN, seeded
+
+    from skood.detectors.features.mahalanobis import MahalanobisScorer
+    from skood.network.network import Network
+
+    rng = np.random.default_rng(1)
+    X, y, net = rng.normal(size=(40, 1, 8, 8)), np.arange(40) % 4, seeded(SmallCNN).double()
+    names = ["conv1", "conv2", None]
+    expected = [MahalanobisDetector(net, name).fit(X, y).score_samples(X) for name in names]
+    body = Network(net, "cpu", torch.float64, sample=torch.from_numpy(X[:2])).layers(names)
+    passes, forward = [], SmallCNN.forward
+    monkeypatch.setattr(SmallCNN, "forward", lambda *args: passes.append(1) or forward(*args))
+    features = body(torch.from_numpy(X))
+    assert len(passes) == 1
+    for of_layer, scores in zip(features, expected, strict=True):
+        scorer = MahalanobisScorer(1.0, relative=False, reg_covar="auto")
+        state = scorer.init_state((of_layer,), 4, 40)
+        scorer.update(state, (of_layer,), torch.from_numpy(y), None)
+        scorer.finalize(state, np.arange(4))
+        np.testing.assert_allclose(scorer(of_layer), scores, 1e-9)
