@@ -122,6 +122,26 @@ def test_a_huge_row_of_one_class_leaves_the_others(huge, entries, reg_covar, dty
     assert (detector.predict(X[1:]) == 1).mean() > 0.9
 
 
+@pytest.mark.parametrize("huge", [1e6, 1e8, 1e10])
+@pytest.mark.parametrize("covariance_type", ["full", "tied"])
+@pytest.mark.parametrize("criterion", ["log_likelihood", "mahalanobis"])
+@pytest.mark.parametrize("reg_covar", [0, 1e-3])
+@pytest.mark.filterwarnings("ignore:.*is singular")
+def test_a_huge_row_scores_rows_the_same_whatever_the_batches(
+    huge, covariance_type, criterion, reg_covar, rng
+):
+    """A variance of 1 is within some eps of one of 1e16: up to 40 % of it was noise."""
+    X, new = rng.normal(size=(60, 4)), rng.normal(size=(100, 4))
+    X[7] = huge
+    detector = GMMDetector(
+        covariance_type=covariance_type, criterion=criterion, reg_covar=reg_covar
+    )
+    expected = detector.fit(X).score_samples(new)
+    for batch_size in (1, 7):
+        scores = detector.set_params(batch_size=batch_size).fit(X).score_samples(new)
+        np.testing.assert_allclose(scores, expected, atol=1e-4 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("detector", IN_NETWORKS, ids=name_of)
 def test_equal_rows_fall_together(detector, images):
     """A row on the threshold must not flip between batch sizes."""

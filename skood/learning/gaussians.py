@@ -195,8 +195,9 @@ def inverse_factor(covariance, ridge=0.0):
     # As a correlation: a covariance of 1e-60, or columns of 1e-5 and 1e5, are as good as of 1.
     correlation = covariance / scale[:, None] / scale
     lower, info = torch.linalg.cholesky_ex(correlation.fill_diagonal_(1.0))
-    # What is smaller than this is rounding, not variance.
-    rounding = math.sqrt(len(scale) * torch.finfo(scale.dtype).eps)
+    # What is smaller than this is rounding, not variance: sums over rows in another order differ by
+    # some eps, of which a variance is to keep three digits.
+    rounding = math.sqrt(max(1000, len(scale)) * torch.finfo(scale.dtype).eps)
     if bool(info) or not bool(lower.diagonal().amin() > rounding):
         return None
     identity = torch.eye(len(scale), dtype=lower.dtype, device=lower.device)
