@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from skood import ASHDetector, GMMDetector, NNGuideDetector
-from skood.base import BaseDetector
+import skood
+from skood import ASHDetector, GMMDetector, MSPDetector, NNGuideDetector
 from skood.functional import energy, kl_to_uniform_grad, pool
 from skood.network import Network, NetworkEnsemble
 from tests.networks import (
@@ -565,33 +565,16 @@ def NetworkEnsembleOf(nets):
     return ensemble
 
 
-class EnergyDetector(BaseDetector):
-    """A method on logits, for tests."""
-
-    def __init__(self, model=None, *, false_alarm_rate=0.05, device="auto", batch_size=None,
-                 verbose=False):  # fmt: skip
-        self.model, self.false_alarm_rate = model, false_alarm_rate
-        self.device, self.batch_size, self.verbose = device, batch_size, verbose
-
-    def _build(self, network):
-        return network.logits(), Energy()
-
-
-class Energy(nn.Module):
-    """Energy of logits."""
-
-    def forward(self, logits):
-        """Return scores."""
-        return energy(logits)
-
-
-def test_detectors_take_an_ensemble():
+def test_detectors_take_an_ensemble(tmp_path):
     nets = [seeded(ResNet, seed=s) for s in range(2)]
     X = sample_inputs(nets[0], 40, 0)
-    detector = EnergyDetector(NetworkEnsemble(*nets)).fit(X)
-    expected = torch.stack([energy(net(torch.from_numpy(X))) for net in nets]).mean(0)
-    np.testing.assert_allclose(detector.score_samples(X), expected.detach(), rtol=1e-4)
+    detector = MSPDetector(NetworkEnsemble(*nets)).fit(X)
+    p = torch.stack([net(torch.from_numpy(X)).softmax(1) for net in nets]).mean(0).amax(1)
+    np.testing.assert_allclose(detector.score_samples(X), torch.logit(p).detach(), rtol=1e-4)
     again = pickle.loads(pickle.dumps(detector))
+    np.testing.assert_array_equal(again.score_samples(X), detector.score_samples(X))
+    skood.save(detector, tmp_path / "detector.safetensors")
+    again = skood.load(tmp_path / "detector.safetensors", model=detector.model)
     np.testing.assert_array_equal(again.score_samples(X), detector.score_samples(X))
     layer = GMMDetector(NetworkEnsemble(*nets), layer="networks.0.layer4", reg_covar=0.1).fit(X)
     alone = GMMDetector(nets[0], layer="layer4", reg_covar=0.1).fit(X)

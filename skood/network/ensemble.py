@@ -1,5 +1,6 @@
 """Several networks as one."""
 
+import math
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ class NetworkEnsemble(nn.Module):
             return logits.mean(1)
         log_p = torch.log_softmax(logits, 2)
         energies = torch.logsumexp(logits, 2, keepdim=True).mean(1)
-        return torch.logsumexp(log_p, 1) - torch.tensor(len(outputs)).to(logits).log() + energies
+        return torch.logsumexp(log_p, 1) - math.log(len(outputs)) + energies
 
 
 def logits_of(output, network):
