@@ -248,13 +248,15 @@ def factor_covariance(scatter, divisor, ridge, least_ridge, name=None):
 
 
 def nearest_to_zero(moments):
-    """Return of each feature the class mean nearest to 0, to centre rows by.
+    """Return the class mean nearest to 0, to centre rows by.
 
     The mean of all rows lies as near to the classes but where one holds a row of 1e30: there it
-    takes all digits from the others.
+    takes all digits from the others. A mean of one class lies as near as classes do to each other
+    in any coordinates, which the least of each feature, of several classes, does not.
     """
-    present = moments.means[moments.counts > 0]
-    return present.gather(0, present.abs().argmin(0, keepdim=True))[0]
+    means = moments.means[moments.counts > 0]
+    sizes = means.abs() / means.abs().median(0).values.clamp(min=torch.finfo(means.dtype).tiny)
+    return means[sizes.amax(1).argmin()]
 
 
 def distances_without_own(white, class_indices, means, counts):
