@@ -54,7 +54,7 @@ class Stages:
             return
         is_tokens = len(shape) == 3 and axis == 2
         mean = at_least_float32(pool(output, channel_axis=axis))
-        self._given.append((name, call, None if is_tokens else size, mean.clone()))
+        self._given.append((name, call, None if is_tokens else size, mean))
 
     def names(self, head_name, map_head, returned=None):
         """Return the layers, in the order in which they are called; None stands for the features.
