@@ -6,6 +6,8 @@ import torch
 
 import skood
 from skood import GMMDetector, MahalanobisDetector
+from skood.detectors.features.mahalanobis import MahalanobisScorer
+from skood.network.network import Network
 from tests.detectors import Method
 from tests.networks import SmallCNN, seeded
 
@@ -216,11 +218,6 @@ def test_in_a_network_and_exported(tmp_path):
 
 def test_three_layers_in_one_pass(monkeypatch):
     """What a detector over several layers takes: each as its own detector has it."""
-    from networks import SmallCNN, seeded
-
-    from skood.detectors.features.mahalanobis import MahalanobisScorer
-    from skood.network.network import Network
-
     rng = np.random.default_rng(1)
     X, y, net = rng.normal(size=(40, 1, 8, 8)), np.arange(40) % 4, seeded(SmallCNN).double()
     names = ["conv1", "conv2", None]

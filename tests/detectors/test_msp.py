@@ -6,7 +6,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from networks import MLP, Segmenter, SmallCNN, seeded
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 from sklearn.frozen import FrozenEstimator
@@ -17,6 +16,18 @@ import skood
 from skood import ASHDetector, MSPDetector
 from skood.functional import entropy, gen, log_odds, log_probabilities
 from skood.learning.agreement import logit_columns
+from tests.detectors import Method
+from tests.networks import MLP, Segmenter, SmallCNN, seeded
+
+# temperature="fit" takes labels, and so is not for the tests that fit without.
+METHOD = Method(
+    settings={
+        "default": MSPDetector(),
+        "plain": MSPDetector(log=False, temperature=2.0, batch_size=7),
+    },
+    in_networks={"default": MSPDetector()},
+    gives_maps=True,
+)
 
 DTYPES = pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-8), ("float32", 1e-4)])
 
