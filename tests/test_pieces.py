@@ -34,7 +34,7 @@ from skood import (
     NNGuideDetector,
 )
 from skood.calibration import ConformalDetector
-from skood.learning import states as states
+from skood.learning import accumulated
 from skood.learning.reservoir import Reservoir
 from tests.networks import MLP, Segmenter, SmallCNN, sample_inputs, seeded
 from tests.registry import DETECTORS, IN_NETWORKS, name_of
@@ -307,12 +307,12 @@ def test_thresholds_of_a_sample():
         expected = clone(detector).fit(X, y)
         for part in np.array_split(rng.permutation(60_000), 100):
             detector.partial_fit(X[part], y[part])
-        assert_threshold(detector, expected, X, states.N_THRESHOLD_ROWS)
+        assert_threshold(detector, expected, X, accumulated.N_THRESHOLD_ROWS)
 
 
 def test_threshold_of_a_sample_of_neighbours(monkeypatch):
     """Samples of 1000 rows, where those of 20 000 take long."""
-    monkeypatch.setattr(states, "N_THRESHOLD_ROWS", 1000)
+    monkeypatch.setattr(accumulated, "N_THRESHOLD_ROWS", 1000)
     X, y = data(n_rows=6000)
     detector = NNGuideDetector(head())
     expected = clone(detector).fit(X, y)
@@ -324,7 +324,7 @@ def test_threshold_of_a_sample_of_neighbours(monkeypatch):
 
 def test_memory_does_not_grow(monkeypatch):
     """What is kept is bounded by the samples, whatever the number of pieces."""
-    monkeypatch.setattr(states, "N_THRESHOLD_ROWS", 2000)
+    monkeypatch.setattr(accumulated, "N_THRESHOLD_ROWS", 2000)
     rng = np.random.default_rng(0)
     detector = NNGuideDetector(nn.Linear(4, 3), bank_size=1000, random_state=0)
     sizes = []
