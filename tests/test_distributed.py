@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.datasets import load_iris
 from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
@@ -94,6 +95,9 @@ def assert_scores_lazily(detector, X, X_dask, rtol=1e-9):
 )
 def test_on_features(detector, iris, client):
     X, y = iris
+    # The head of model=None is cross-fitted for the threshold where all rows are in memory only.
+    head = FrozenEstimator(LogisticRegression(max_iter=1000).fit(X, y))
+    detector = clone(detector).set_params(model=head)
     y = np.where(np.arange(150) % 10, y, -1)
     chunks = ((60, 1, 0, 89), (1, 3))
     one = clone(detector).fit(da.from_array(X, chunks), da.from_array(y, 30))
@@ -255,6 +259,8 @@ class TestBlocks:
     @pytest.mark.parametrize("detector", [NNGuideDetector(), GMMDetector()], ids=name_of)
     def test_of_ood_rows_alone(self, detector, rows, client):
         X, y = rows
+        head = FrozenEstimator(LogisticRegression(max_iter=1000).fit(X, y))
+        detector = clone(detector).set_params(model=head)
         y = np.where((np.arange(900) < 300) | (np.arange(900) >= 800), -2, y)
         one = clone(detector).fit(da.from_array(X, (100, 6)), da.from_array(y, 100))
         assert_same(one, clone(detector).fit(X, y), X)
