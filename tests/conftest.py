@@ -4,6 +4,9 @@ import os
 
 # Read when scipy and scikit-learn are imported; without it the array API checks skip silently.
 os.environ["SCIPY_ARRAY_API"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A core each: read when torch is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

@@ -24,6 +24,7 @@ DETECTORS = [type(method.default) for method in METHODS]
 DEFAULTS = [method.default for method in METHODS]
 SETTINGS = [detector for method in METHODS for detector in method.settings.values()]
 IN_NETWORKS = [detector for method in METHODS for detector in method.in_networks.values()]
+OTHER_SETTINGS = [detector for detector in SETTINGS if detector not in DEFAULTS]
 EXTRACTORS = [FeatureExtractor(), FeatureExtractor(pool="max", batch_size=7)]
 
 NAMES = {
@@ -42,6 +43,12 @@ def name_of(detector):
 def each(detectors):
     """Parametrize a test by detectors."""
     return pytest.mark.parametrize("detector", detectors, ids=name_of)
+
+
+def one_of_each_kind():
+    """Return the defaults of methods that differ in what they consume, by their bases."""
+    kinds = {type(detector).__mro__[1]: detector for detector in reversed(DEFAULTS)}
+    return list(kinds.values())
 
 
 def method_of(detector):

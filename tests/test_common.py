@@ -34,7 +34,8 @@ from skood import (
 )
 from skood._compat import move_estimator_to
 from skood.metrics import auroc_score
-from skood.testing import parametrize_with_detector_checks
+from skood.testing.running import detector_checks
+from skood.testing.running import name_of as name_of_check
 from tests.detectors.test_gradnorm import gradnorm
 from tests.networks import (
     MLP,
@@ -52,6 +53,8 @@ from tests.registry import (
     DETECTORS,
     EXTRACTORS,
     IN_NETWORKS,
+    METHODS,
+    OTHER_SETTINGS,
     SETTINGS,
     each,
     layer_parameter,
@@ -64,20 +67,62 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
+# What a setting may break though the default does not; the rest is that of the class.
+CHECKS_OF_SETTINGS = {
+    *("check_scores_are_finite", "check_pickles", "check_clone_and_set_params"),
+    *("check_rows_are_scored_each_on_its_own", "check_ood_rows_score_lower"),
+    # Of scikit-learn those that fit seldom or never.
+    *("check_estimator_cloneable", "check_estimator_repr", "check_no_attributes_set_in_init"),
+    *("check_do_not_raise_errors_in_init_or_set_params", "check_estimators_overwrite_params"),
+    *("check_parameters_default_constructible", "check_get_params_invariance"),
+    *("check_set_params", "check_estimators_unfitted", "check_fit_idempotent"),
+}
+CHECKS_INSIDE_OF_NETWORKS = {
+    *("check_network_is_untouched", "check_network_is_untouched_when_fit_fails"),
+    *("check_state_of_the_network_does_not_matter", "check_autocast_does_not_matter"),
+    *("check_pickle_with_a_network", "check_threads_share_a_detector"),
+}
+
+
+def checks(detectors, kind, names=None):
+    """Parametrize a test by detectors and all checks, or those of some names."""
+    cases = []
+    for detector in detectors:
+        agreement = method_of(detector).agreement
+        for _, check in detector_checks(detector, kinds=[kind], agreement=agreement):
+            name = name_of_check(check)
+            if names is None or name.partition("(")[0] in names:
+                cases.append(pytest.param(detector, check, id=f"{name_of(detector)}-{name}"))
+    return cases
+
+
 @pytest.mark.filterwarnings("ignore")
-@parametrize_with_detector_checks(
-    SETTINGS,
-    kinds=["features"],
-    agreement=lambda detector: method_of(detector).agreement,
+@pytest.mark.parametrize(
+    ("detector", "check"),
+    checks(DEFAULTS, "features") + checks(OTHER_SETTINGS, "features", CHECKS_OF_SETTINGS),
 )
 def test_on_features(detector, check):
     check(detector)
 
 
 @pytest.mark.filterwarnings("ignore")
-@parametrize_with_detector_checks(IN_NETWORKS, kinds=["network"])
+@pytest.mark.parametrize(
+    ("detector", "check"),
+    checks([next(iter(method.in_networks.values())) for method in METHODS], "network")
+    + checks(
+        [d for method in METHODS for d in list(method.in_networks.values())[1:]],
+        "network",
+        CHECKS_INSIDE_OF_NETWORKS,
+    ),
+)
 def test_in_networks(detector, check):
     check(detector)
+
+
+def test_names_of_checks_are_known():
+    checks = detector_checks(DEFAULTS[0])
+    names = {name_of_check(check).partition("(")[0] for _, check in checks}
+    assert names >= CHECKS_OF_SETTINGS | CHECKS_INSIDE_OF_NETWORKS
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -355,7 +400,13 @@ SEARCHES = {
 }
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.nightly] if name != "pipeline" else [])
+        for name in SEARCHES
+    ],
+)
 def test_searches_give_the_same_sequential_in_threads_and_in_processes(name, iris):
     X, y = iris
     X = np.vstack([X, X[:30] * 2 + 1])

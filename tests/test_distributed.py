@@ -26,7 +26,7 @@ from sklearn.pipeline import make_pipeline
 
 from skood import ASHDetector, FeatureExtractor, GMMDetector, NACDetector, NNGuideDetector
 from tests.networks import MLP, Segmenter, SmallCNN, sample_inputs, seeded
-from tests.registry import DETECTORS, IN_NETWORKS, SETTINGS, name_of
+from tests.registry import DEFAULTS, IN_NETWORKS, each, name_of
 
 dask = pytest.importorskip("dask")
 pytest.importorskip("dask.distributed")
@@ -88,11 +88,7 @@ def assert_scores_lazily(detector, X, X_dask, rtol=1e-9):
         np.testing.assert_allclose(result, expected, rtol=rtol, atol=rtol * scale)
 
 
-@pytest.mark.parametrize(
-    "detector",
-    [d for d in SETTINGS if getattr(d, "bank_size", None) is None],
-    ids=name_of,
-)
+@each(DEFAULTS)
 def test_on_features(detector, iris, client):
     X, y = iris
     # The head of model=None is cross-fitted for the threshold where all rows are in memory only.
@@ -105,7 +101,7 @@ def test_on_features(detector, iris, client):
     assert_scores_lazily(one, X, da.from_array(X, ((60, 1, 0, 89), 4)))
 
 
-@pytest.mark.parametrize("detector", IN_NETWORKS, ids=name_of)
+@each(IN_NETWORKS)
 def test_in_networks(detector, client):
     net = seeded(SmallCNN)
     X, y = sample_inputs(net, 40), np.arange(40) % 4
@@ -517,6 +513,7 @@ def kill_once(block, flag, block_info):
     return block
 
 
+@pytest.mark.nightly
 def test_a_worker_is_killed(rows, client, tmp_path):
     X, y = rows
     detector = NNGuideDetector(seeded(MLP, 6).double(), k=3, bank_size=90, random_state=0)
@@ -546,14 +543,12 @@ def test_search(client, images):
     np.testing.assert_allclose(found, expected)
 
 
-@pytest.mark.parametrize("detector", DETECTORS, ids=lambda cls: cls.__name__)
+@each(IN_NETWORKS)
 def test_threads(detector):
     """Four threads share one detector and its network."""
     net = seeded(SmallCNN)
     X, y = sample_inputs(net, 96), np.arange(96) % 4
-    detector = detector(net)
-    if isinstance(detector, NACDetector):
-        detector.set_params(layers=["conv1", None])
+    detector = clone(detector).set_params(model=net)
     X_dask = da.from_array(X, (4, 1, 8, 8))
     with dask.config.set(scheduler="threads", num_workers=4):
         one = clone(detector).fit(X_dask, y)

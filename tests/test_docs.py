@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from torch.nn.functional import binary_cross_entropy, normalize
 
-from skood import ASHDetector, GMMDetector, GradNormDetector, NACDetector, NNGuideDetector
+from skood import GMMDetector, GradNormDetector, NNGuideDetector
 from skood.testing import check_detector
 from tests.networks import MLP, seeded
+from tests.registry import DEFAULTS, each
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -57,9 +59,7 @@ def test_no_file_holds_the_marks_of_an_unfinished_merge():
     assert len(names) > 100 and not found
 
 
-@pytest.mark.parametrize(
-    "detector", [ASHDetector, GMMDetector, GradNormDetector, NACDetector, NNGuideDetector]
-)
+@each(DEFAULTS)
 @pytest.mark.filterwarnings("ignore")
 def test_the_type_of_scores_is_told_by_X(detector, iris):
     """As the page on GPUs says: float32 for float32, else float64."""
@@ -68,7 +68,7 @@ def test_the_type_of_scores_is_told_by_X(detector, iris):
         net = net_type and seeded(MLP, in_features=4, classes=3).to(net_type)
         for kind in (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32):
             rows = torch.tensor(X).to(kind)
-            scores = detector(net).fit(rows, y).score_samples(rows)
+            scores = clone(detector).set_params(model=net).fit(rows, y).score_samples(rows)
             assert scores.dtype == (np.float32 if kind == torch.float32 else np.float64)
 
 

@@ -1,5 +1,6 @@
 """Exported graphs give what the detector gives, on batches of any size."""
 
+import re
 import sys
 
 import numpy as np
@@ -20,15 +21,19 @@ from skood import (
     NNGuideDetector,
 )
 from tests.networks import SmallCNN, seeded
-from tests.registry import IN_NETWORKS, SETTINGS, name_of
+from tests.registry import (
+    IN_NETWORKS,
+    OTHER_SETTINGS,
+    SETTINGS,
+    each,
+    name_of,
+    not_exportable,
+    one_of_each_kind,
+)
 from tests.shipping import run_graph
 
-# They differentiate the network in the middle.
-DIFFERENTIATE = [
-    detector
-    for detector in IN_NETWORKS
-    if getattr(detector, "params", "head") == "all" or getattr(detector, "layers", None)
-]
+# Such as those that differentiate the network in the middle.
+NOT_EXPORTABLE = [detector for detector in IN_NETWORKS if not_exportable(detector)]
 
 
 @pytest.fixture
@@ -51,13 +56,6 @@ def check(detector, path, format, X):
         np.testing.assert_array_equal(rows, before)
 
 
-# One of each: a graph of ONNX takes a second and more. `tests.shipping` has them all.
-IN_ONNX = [
-    *(SETTINGS[i] for i in (0, 5, 6, 11, 14, 18)),
-    IN_NETWORKS[-1],
-]
-
-
 def onnx_only_where_installed(format):
     """Skip where a format cannot be written and run."""
     if format == "onnx":
@@ -66,11 +64,24 @@ def onnx_only_where_installed(format):
 
 
 def in_formats(detectors):
-    """Parametrize a test by detectors and formats."""
-    cases = [(detector, "torch") for detector in detectors]
-    cases += [(detector, "onnx") for detector in detectors if detector in IN_ONNX]
-    ids = [f"{name_of(detector)}-{format}" for detector, format in cases]
-    return pytest.mark.parametrize(("detector", "format"), cases, ids=ids)
+    """Parametrize a test by detectors and formats.
+
+    A graph takes a second and more: those of settings, and in ONNX all but one of each kind, are
+    written nightly.
+    """
+    often = [(detector, "torch") for detector in detectors if detector not in OTHER_SETTINGS]
+    often += [(detector, "onnx") for detector in one_of_each_kind()]
+    cases = [
+        pytest.param(
+            detector,
+            format,
+            id=f"{name_of(detector)}-{format}",
+            marks=[] if (detector, format) in often else [pytest.mark.nightly],
+        )
+        for detector in detectors
+        for format in ("torch", "onnx")
+    ]
+    return pytest.mark.parametrize(("detector", "format"), cases)
 
 
 @in_formats(SETTINGS)
@@ -82,7 +93,7 @@ def test_on_features(detector, format, iris, path, rng):
     check(detector, path, format, rng.uniform(0, 9, size=(41, 4)).astype(dtype))
 
 
-@in_formats([detector for detector in IN_NETWORKS if detector not in DIFFERENTIATE])
+@in_formats([detector for detector in IN_NETWORKS if detector not in NOT_EXPORTABLE])
 def test_in_networks(detector, format, images, path, rng):
     onnx_only_where_installed(format)
     X, y = images
@@ -90,11 +101,12 @@ def test_in_networks(detector, format, images, path, rng):
     check(detector, path, format, rng.normal(size=(17, 1, 8, 8)).astype(np.float32))
 
 
-@pytest.mark.parametrize("detector", DIFFERENTIATE, ids=name_of)
-def test_what_differentiates_the_network(detector, images, path):
+@each(NOT_EXPORTABLE)
+def test_what_cannot_be_exported(detector, images, path):
     X, y = images
+    why = re.escape(not_exportable(detector))
     detector = clone(detector).set_params(model=seeded(SmallCNN)).fit(X, y)
-    with pytest.raises(TypeError, match="cannot be exported as it is: it differentiates"):
+    with pytest.raises(TypeError, match=f"cannot be exported as it is: {why}"):
         skood.export(detector, path, X)
     assert not path.exists()
 

@@ -16,7 +16,7 @@ from skood import FeatureExtractor, GMMDetector, NNGuideDetector
 from skood.data.arrays import TensorStore, join
 from tests import references as ref
 from tests.networks import SmallCNN, ViT, seeded
-from tests.registry import IN_NETWORKS, name_of
+from tests.registry import IN_NETWORKS, each
 
 
 class Counting(SmallCNN):
@@ -45,7 +45,7 @@ def counting():
     return net, read
 
 
-@pytest.mark.parametrize("detector", IN_NETWORKS, ids=name_of)
+@each(IN_NETWORKS)
 def test_fit_runs_the_network_once(detector, counting, images):
     net, read = counting
     detector = clone(detector).set_params(model=net, batch_size=7)
@@ -57,7 +57,7 @@ def test_fit_runs_the_network_once(detector, counting, images):
     assert read() == {"rows": 24, "batches": 4}
 
 
-@pytest.mark.parametrize("detector", IN_NETWORKS, ids=name_of)
+@each(IN_NETWORKS)
 def test_features_beyond_working_memory_go_to_a_file(detector, images, monkeypatch):
     X, y = images
     detector = clone(detector).set_params(model=seeded(SmallCNN), batch_size=7)

@@ -60,6 +60,7 @@ def measure(code, tmp_path):
     return json.loads(done.stdout)
 
 
+@pytest.mark.nightly
 def test_scoring_two_gigabytes_of_features(tmp_path):
     code = """
 X = np.memmap(path, np.float32, "w+", shape=(2**20, 512))
@@ -75,6 +76,7 @@ print(json.dumps(results))
     assert max(measure(code, tmp_path).values()) < 300
 
 
+@pytest.mark.nightly
 def test_scoring_images_of_a_memmap(tmp_path):
     code = """
 net = seeded(SmallCNN)
@@ -110,6 +112,7 @@ print(json.dumps(results))
     assert max(measure(code, tmp_path).values()) < 300
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["array", "stream"])
 def test_fitting_on_more_features_than_working_memory(kind, tmp_path):
     """400 MiB of features with a working memory of 32 MiB."""

@@ -30,7 +30,7 @@ from skood import ASHDetector, FeatureExtractor, GMMDetector, GradNormDetector, 
 from skood.calibration import ConformalDetector
 from skood.files import persistence as files
 from tests.networks import MLP, SmallCNN, seeded
-from tests.registry import EXTRACTORS, IN_NETWORKS, SETTINGS, name_of
+from tests.registry import DEFAULTS, EXTRACTORS, IN_NETWORKS, SETTINGS, each, name_of
 from tests.shipping import FILES, kill_while_saving, load_damaged, load_while_saving, outputs
 
 
@@ -272,7 +272,7 @@ def test_not_fitted(path):
         skood.save(GMMDetector(), path)
 
 
-@pytest.mark.parametrize("detector", SETTINGS + EXTRACTORS, ids=name_of)
+@each(DEFAULTS + EXTRACTORS)
 def test_skops(detector, iris):
     skops = pytest.importorskip("skops.io")
     X, y = iris
@@ -418,7 +418,7 @@ def test_forged_values_do_not_crash(seed, iris, path):
             shape = generator.choice([(1,), (2, 3), (), (1, 1, 1, 1)])
             tensors[name] = torch.full(shape, generator.choice([0, -7, 1e30, float("nan")]))
 
-    skood.save(SETTINGS[5 * seed].__sklearn_clone__().fit(*iris), path)
+    skood.save(clone(DEFAULTS[seed]).fit(*iris), path)
     content = path.read_bytes()
     for _ in range(150):
         path.unlink()

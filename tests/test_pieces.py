@@ -37,7 +37,7 @@ from skood.calibration import ConformalDetector
 from skood.learning import accumulated
 from skood.learning.reservoir import Reservoir
 from tests.networks import MLP, Segmenter, SmallCNN, sample_inputs, seeded
-from tests.registry import DETECTORS, IN_NETWORKS, name_of
+from tests.registry import DETECTORS, IN_NETWORKS, each, name_of, with_fixed
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The features are signed", "ignore:k=", "ignore:The covariance"
@@ -343,14 +343,12 @@ def test_memory_does_not_grow(monkeypatch):
 # -- networks
 
 
-@pytest.mark.parametrize("detector", IN_NETWORKS, ids=name_of)
+@each(IN_NETWORKS)
 def test_networks_of_images(detector, images):
     """Arrays and loaders as pieces, OOD rows among them."""
     X, y = images
     y = np.where(y == 3, -1, y)
-    detector = clone(detector).set_params(model=seeded(SmallCNN))
-    if isinstance(detector, NACDetector):
-        detector.set_params(alpha=1.0)
+    detector = with_fixed(detector).set_params(model=seeded(SmallCNN))
     expected = clone(detector).fit(X, y)
     loader = DataLoader(TensorDataset(*map(torch.from_numpy, (X[:10], y[:10]))), batch_size=4)
     pieces = clone(detector).partial_fit(loader).partial_fit(X[10:11], y[10:11])

@@ -25,7 +25,7 @@ from torch.utils.data import (
 from skood import ASHDetector, FeatureExtractor, GMMDetector, NACDetector
 from skood.ensemble import EnsembleDetector
 from tests.networks import Segmenter, SmallCNN, sample_inputs, seeded
-from tests.registry import DETECTORS, IN_NETWORKS, SETTINGS, name_of
+from tests.registry import DEFAULTS, DETECTORS, IN_NETWORKS, each
 
 pytestmark = pytest.mark.filterwarnings("ignore:The features are signed", "ignore:k=")
 
@@ -69,7 +69,7 @@ KINDS = ["Dataset", "DataLoader", "IterableDataset", "loader of IterableDataset"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("detector", IN_NETWORKS, ids=name_of)
+@each(IN_NETWORKS)
 def test_a_stream_gives_what_the_array_gives(detector, kind, images):
     """OOD rows among it; whatever the batches are."""
     X, y = images
@@ -96,7 +96,7 @@ def test_a_stream_gives_what_the_array_gives(detector, kind, images):
     assert found.score(stream, other - 1) == pytest.approx(expected.score(X, other - 1))
 
 
-@pytest.mark.parametrize("detector", SETTINGS, ids=name_of)
+@each(DEFAULTS)
 def test_streams_of_features(detector, iris):
     X, y = iris
     expected = clone(detector).fit(X, y)

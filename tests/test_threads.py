@@ -12,7 +12,7 @@ from skood import GMMDetector, NNGuideDetector
 from skood.calibration import ConformalDetector
 from skood.ensemble import EnsembleDetector
 from skood.open_set import OpenSetClassifier
-from tests.registry import DETECTORS, name_of
+from tests.registry import DEFAULTS, each, name_of, with_fixed
 from tests.threads import data, detectors, hammer, results
 
 
@@ -78,11 +78,11 @@ def test_a_call_works_on_what_is_fitted_at_its_start(estimator, method):
     np.testing.assert_allclose(getattr(estimator, method)(X_new), refitted, rtol=1e-9)
 
 
-@pytest.mark.parametrize("cls", DETECTORS)
-def test_an_older_scorer_stays_what_it_is(cls):
+@each(DEFAULTS)
+def test_an_older_scorer_stays_what_it_is(detector):
     """More pieces write to no tensor that a call which is under way scores with."""
     (X, y), piece, _ = data()
-    detector = cls(**({"alpha": 1.0, "o_star": 20} if cls.__name__ == "NACDetector" else {}))
+    detector = with_fixed(detector)
     scorer = detector.partial_fit(X, y).scorer_
     before = {name: tensor.clone() for name, tensor in scorer.named_buffers()}
     for _ in range(3):

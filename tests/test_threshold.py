@@ -14,16 +14,16 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 
-from skood import ASHDetector, GMMDetector, GradNormDetector, NACDetector, NNGuideDetector
+from skood import ASHDetector, GMMDetector, NNGuideDetector
 from skood.detectors.head.nnguide import NNGuideScorer
 from skood.learning.thresholds import lower_quantile
 from tests.networks import MLP, SmallCNN, seeded
-from tests.registry import IN_NETWORKS, SETTINGS, name_of
+from tests.registry import DEFAULTS, IN_NETWORKS, each, needs_logits
 
 pytestmark = pytest.mark.filterwarnings("ignore:The features are signed", "ignore:.*is singular")
 
 
-@pytest.mark.parametrize("detector", SETTINGS, ids=name_of)
+@each(DEFAULTS)
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.3, 0.5])
 def test_the_share_of_left_out_scores_below_the_threshold(detector, rate, left_out, iris):
     X, y = iris
@@ -142,7 +142,7 @@ def test_a_huge_row_scores_rows_the_same_whatever_the_batches(
         np.testing.assert_allclose(scores, expected, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("detector", IN_NETWORKS, ids=name_of)
+@each(IN_NETWORKS)
 def test_equal_rows_fall_together(detector, images):
     """A row on the threshold must not flip between batch sizes."""
     X = np.repeat(images[0][:1], 40, axis=0)
@@ -153,10 +153,8 @@ def test_equal_rows_fall_together(detector, images):
         assert (detector.set_params(batch_size=batch_size).predict(X) == 1).all()
 
 
-@pytest.mark.parametrize(
-    "cls", [ASHDetector, GMMDetector, GradNormDetector, NACDetector, NNGuideDetector]
-)
-def test_false_alarms_on_fresh_rows(cls):
+@each(DEFAULTS)
+def test_false_alarms_on_fresh_rows(detector):
     """Digits 0 to 5, PCA features that no network learned from these rows, nominal 5 %."""
     X, y = load_digits(return_X_y=True)
     X, y = X[y < 6], y[y < 6]
@@ -164,21 +162,22 @@ def test_false_alarms_on_fresh_rows(cls):
     for seed in range(20):
         fit, fresh, y_fit, _ = train_test_split(X, y, test_size=0.4, stratify=y, random_state=seed)
         pca = PCA(32, random_state=0).fit(fit)
-        detector = cls().fit(pca.transform(fit), y_fit)
+        detector = clone(detector).fit(pca.transform(fit), y_fit)
         shares.append((detector.predict(pca.transform(fresh)) == -1).mean())
     assert 0.03 <= np.mean(shares) <= 0.08
 
 
 @pytest.mark.parametrize("labels", [True, False])
-@pytest.mark.parametrize("cls", [ASHDetector, GradNormDetector, NACDetector, NNGuideDetector])
-def test_the_head_has_not_seen_the_rows_of_the_threshold(cls, labels):
+@each([detector for detector in DEFAULTS if needs_logits(detector)])
+def test_the_head_has_not_seen_the_rows_of_the_threshold(detector, labels):
     """Nominal 5 %; scores under the head that `fit` made of all rows gave GradNorm 7.6 and 9.0."""
     X, y = load_digits(return_X_y=True)
     X = PCA(32, random_state=0).fit_transform(X)
     shares = []
     for seed in range(3):
         fit, fresh, y_fit, _ = train_test_split(X, y, test_size=0.5, random_state=seed)
-        detector = cls(random_state=0).fit(fit, y_fit if labels else None)
+        detector = clone(detector).set_params(random_state=0)
+        detector.fit(fit, y_fit if labels else None)
         shares.append((detector.predict(fresh) == -1).mean())
     assert 0.035 <= np.mean(shares) <= 0.068
 
@@ -190,8 +189,8 @@ def test_the_head_of_classes_of_one_row(y, rng):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "false_alarm_rate=")
         warnings.filterwarnings("ignore", "k=")
-        for cls in (ASHDetector, GradNormDetector, NACDetector, NNGuideDetector):
-            assert np.isfinite(cls().fit(X, y).offset_)
+        for detector in filter(needs_logits, DEFAULTS):
+            assert np.isfinite(clone(detector).fit(X, y).offset_)
 
 
 @pytest.mark.parametrize("in_network", [False, True])
