@@ -12,6 +12,8 @@ from skood.detectors import (
     MSPDetector,
     NACDetector,
     NNGuideDetector,
+    ReActDetector,
+    ViMDetector,
 )
 from skood.estimators.features import FeatureExtractor
 from skood.files.export import export
@@ -37,6 +39,8 @@ __all__ = [
     "MahalanobisDetector",
     "NACDetector",
     "NNGuideDetector",
+    "ReActDetector",
+    "ViMDetector",
     "__version__",
     "export",
     "load",

@@ -11,6 +11,7 @@ from skood.estimators.base import BaseDetector
 from skood.estimators.network_estimator import PoolsLayer
 from skood.estimators.parameters import param
 from skood.functional import energy, entropy, gen, log_odds, max_logit, msp
+from skood.learning.shaping import LearnedShaping, ShapingScorer
 
 LOGIT_SCORES = {
     "energy": energy,
@@ -103,7 +104,8 @@ class ShapingDetector(ClassifierDetector):
     """Base of detectors that shape the activations of a layer and score the logits that follow.
 
     A subclass has ``_make_shaping()``, a module that maps activations (n_samples, ...) to others
-    of the same shape, and ``_make_head_scorer`` where features in front of a head have a short cut.
+    of the same shape, a `LearnedShaping` where it learns how; and ``_make_head_scorer`` where
+    features in front of a head have a short cut.
 
     Parameters
     ----------
@@ -136,6 +138,11 @@ class ShapingDetector(ClassifierDetector):
 
     def _build(self, network):
         score, shaping = logit_scorer(self.logit_score), self._make_shaping()
+        if isinstance(shaping, LearnedShaping):
+            if self.layer is not None and shaping.per_channel:
+                shaping.channel_axis = network.channel_axis(self.layer)
+            body, rest = network.require_logits(maps=True).cut(self.layer)
+            return body, ShapingScorer(shaping, rest, score)
         if self.layer is None and network.map_head is None:
             return network.features(), self._make_head_scorer(network.head, shaping, score)
         edited = network.require_logits(maps=True).edited(self.layer, shaping)

@@ -45,8 +45,9 @@ class LearningScorer(LearnedModule):
     # Of how many rows of ``fit``, at most, the scores set the threshold; None is all. For methods
     # whose scores compare each row with all others.
     n_threshold_rows: int | None = None
-    # Whether `update` uses keys, and whether what it learns from is drawn by them.
-    needs_row_keys = samples_by_key = False
+    # Whether `update` uses keys, whether what it learns from is drawn by them, and whether what is
+    # learned depends on them by folds.
+    needs_row_keys = samples_by_key = folds_by_key = False
     # The buffers that `start` sets: states of scorers that differ in them do not go together.
     settings: tuple[str, ...] = ()
 

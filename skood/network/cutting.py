@@ -64,9 +64,9 @@ def traced_cut(module, layer, sample, dtype):
 class ReadAndKeep(nn.Module):
     """Map X to (output of a layer, X); of a dict the tensors, in the order of their names."""
 
-    def __init__(self, network, layer):
+    def __init__(self, network, layer, head_name=""):
         super().__init__()
-        self.reader = LayerReader(network, layer, None)
+        self.reader = LayerReader(network, layer, None, None, head_name)
 
     def forward(self, x):
         """Return a tuple of tensors."""
@@ -82,17 +82,25 @@ class Replay(_Hooked):
     ----------
     network : nn.Module
         A private copy, for this alone.
-    layer : str
-        The layer.
+    layer : str or None
+        The layer; None is what enters the head.
     input_names : list of str or None
         The names of the tensors of X in order, where it is a dict.
+    head_name : str, default=None
+        The head, where it is asked for.
     """
 
-    def __init__(self, network, layer, input_names):
+    def __init__(self, network, layer, input_names, head_name=None):
         super().__init__(network)
         self.input_names = input_names
+        if layer is None:
+            self._on_input(head_name, self._given)
+        else:
+            self._on_output(layer, self._given)
+
+    def _given(self, output):
         # A clone, as what follows may write to it.
-        self._on_output(layer, lambda output: self._calls.given.to(output.dtype).clone())
+        return self._calls.given.to(output.dtype).clone()
 
     def forward(self, activations, *x):
         """Return logits."""

@@ -120,11 +120,11 @@ class NetworkServices:
         for name, axis in zip(names, given, strict=True):
             if name is not None:
                 self.check_layer(name)
-                axis = None if how is None else self._channel_axis(name, axis)
+                axis = None if how is None else self.channel_axis(name, axis)
             axes.append(axis)
         return axes
 
-    def _channel_axis(self, name, given):
+    def channel_axis(self, name, given=None):
         """Return the axis that holds the channels of a layer, and note it."""
         if self._found_axes is not None:
             self.channel_axes[name] = self._found_axes.of(name, given)
@@ -169,6 +169,10 @@ class NetworkServices:
         Where the network cannot be traced, or what is computed before the layer is used after it,
         the others are X: `rest` runs the whole network with the activations in their place.
         """
+        if name is None and self.map_head is not None and not self.map_head_is_last:
+            body, rest = (private_copy(self.module) for _ in range(2))
+            head = self.map_head
+            return ReadAndKeep(body, None, head), Replay(rest, None, self.input_names, head)
         if name is None:
             rest = self.head
             body = self.pixels() if self.map_head_is_last else self.features()

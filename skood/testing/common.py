@@ -48,6 +48,15 @@ def random_blobs(rng):
     return rng.normal(size=(30, 4)) + 3 * rng.uniform(size=(3, 4))[y] + 3, y
 
 
+def depends_on_keys(detector):
+    """Tell whether other rows of equal features would have taught a fitted detector something else.
+
+    Samples and folds are drawn by what rows hold.
+    """
+    scorer = detector.scorer_
+    return getattr(scorer, "samples_by_key", False) or getattr(scorer, "folds_by_key", False)
+
+
 def snapshot(net):
     """Return everything of a network that could be changed.
 

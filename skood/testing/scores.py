@@ -16,7 +16,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from skood.metrics.ranking import auroc_score
-from skood.testing.common import expect, load_iris_float, optional, random_blobs, with_model
+from skood.testing.common import (
+    depends_on_keys,
+    expect,
+    load_iris_float,
+    optional,
+    random_blobs,
+    with_model,
+)
 
 
 def check_two_rows_are_enough(detector):
@@ -32,8 +39,7 @@ def check_positions_are_averaged(detector, shape):
     X, y = np.random.default_rng(0).normal(size=shape), np.arange(30) % 3
     pooled = X.mean((2, 3)) if len(shape) == 4 else X.mean(1)
     detector = clone(detector).fit(X, y)
-    if getattr(detector.scorer_, "samples_by_key", False):
-        # Samples are drawn by what rows hold: of their means others.
+    if depends_on_keys(detector):
         return
     np.testing.assert_allclose(
         detector.score_samples(X),
