@@ -7,7 +7,7 @@ from types import ModuleType
 
 # By its name of then, the modules that hold what lay there.
 MOVED = {
-    "skood._gaussians": "skood.learning.gaussians",
+    "skood._gaussians": "skood.learning.gaussians skood.learning.moments",
     "skood._states": "skood.learning.states skood.learning.reservoir skood.learning.accumulated",
     "skood._testing_networks": "skood.testing.networks",
     "skood.detectors._ash": "skood.detectors.shaping.ash",

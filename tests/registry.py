@@ -10,6 +10,7 @@ from sklearn.base import clone
 
 from skood import FeatureExtractor
 from skood.learning.learning import LearningScorer
+from skood.testing import common
 from skood.testing.common import load_iris_float, random_images
 from tests import detectors
 from tests.networks import SmallCNN, seeded
@@ -91,7 +92,7 @@ def learns(detector):
 
 def depends_on_keys(detector):
     """Tell whether what is learned is drawn by the keys of rows."""
-    return getattr(fitted(detector).scorer_, "samples_by_key", False)
+    return common.depends_on_keys(fitted(detector))
 
 
 def not_exportable(detector):

@@ -554,7 +554,7 @@ def test_plain_baselines(images):
         (ASHDetector(device="nowhere"), "device='nowhere' cannot be used here"),
         (ASHDetector(device="cuda:77"), "device='cuda:77' cannot be used here"),
     ],
-    ids=lambda value: name_of(value) if not isinstance(value, str) else "",
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_bad_parameters(detector, message, iris):
     with pytest.raises(ValueError, match=message):

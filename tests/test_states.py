@@ -20,9 +20,9 @@ import skood
 from skood import GMMDetector, NNGuideDetector
 from skood.base import BaseDetector
 from skood.files import persistence
-from skood.learning.gaussians import ClassMoments, FoldMoments
 from skood.learning.keys import entry_keys, row_keys
 from skood.learning.learning import LearnedModule, LearningScorer
+from skood.learning.moments import ClassMoments, FoldMoments
 from skood.learning.reservoir import Reservoir
 from skood.learning.states import Extremes, LogSums, State, StateList
 from tests.networks import seeded

@@ -12,9 +12,7 @@ from skood.functional import clip_to
 from skood.learning.gaussians import (
     LARGEST_STRETCH,
     SLICE_COLUMNS,
-    ClassMoments,
     check_memory,
-    check_squares,
     distances_without_own,
     factor_covariance,
     inverse_factor,
@@ -29,6 +27,7 @@ from skood.learning.gaussians import (
     stretch,
 )
 from skood.learning.learning import LearningScorer, block_rows, score_in_blocks
+from skood.learning.moments import ClassMoments, check_squares
 
 # What differences of rows from the means take for diagonal covariances: these stay in cache.
 DIAG_BLOCK_BYTES = 2**20

@@ -9,8 +9,6 @@ from skood.estimators.kinds import FeatureDetector
 from skood.estimators.parameters import param
 from skood.functional import clip_to, radial
 from skood.learning.gaussians import (
-    ClassMoments,
-    check_squares,
     distances_without_own,
     factor_covariance,
     nearest_to_zero,
@@ -20,6 +18,7 @@ from skood.learning.gaussians import (
     squared_norms,
 )
 from skood.learning.learning import LearningScorer, score_in_blocks
+from skood.learning.moments import ClassMoments, check_squares
 
 
 def total_scatter(moments):

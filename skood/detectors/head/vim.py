@@ -10,8 +10,8 @@ from skood.estimators.kinds import HeadDetector
 from skood.estimators.network_estimator import PoolsLayer
 from skood.estimators.parameters import param
 from skood.functional import energy
-from skood.learning.gaussians import FoldMoments, check_squares
 from skood.learning.learning import LearningScorer
+from skood.learning.moments import FoldMoments, check_squares
 from skood.learning.quantiles import activation_sample
 from skood.learning.states import State
 from skood.learning.subspaces import ROUNDING, Residual, head_origin

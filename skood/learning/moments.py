@@ -1,0 +1,159 @@
+"""Counts, means and scatters of classes and of folds, accumulated stably over batches."""
+
+import torch
+
+from skood.learning.states import State
+
+# The squares of larger differences, summed over 10⁷ rows, overflow.
+LARGEST_FEATURE = 1e150
+OVERFLOW = "The squares of the features overflow: scale them, to about 1."
+
+
+class ClassMoments(State):
+    """Counts, means and within-class scatters, updated by Chan's pairwise formula in float64.
+
+    Sums of squares would lose everything at an offset: (x - mean)² of data at 1000 standard
+    deviations keeps 10 of float64's 16 digits that way, and 1 of float32's 7.
+
+    Parameters
+    ----------
+    n_classes, n_features : int
+        K and D.
+    shape : {"full", "tied", "diag", "mean"}
+        Scatter matrices (K, D, D); their sum (1, D, D); their diagonals (K, D); or none.
+    device : torch.device
+        Where they are kept.
+    """
+
+    def __init__(self, n_classes, n_features, shape, device):
+        def zeros(*size):
+            return torch.zeros(size, dtype=torch.float64, device=device)
+
+        size = {"diag": (n_features,), "mean": ()}.get(shape, (n_features, n_features))
+        super().__init__(
+            ("counts", "means", *(() if shape == "tied" else ("scatters",))),
+            counts=zeros(n_classes),
+            means=zeros(n_classes, n_features),
+            scatters=zeros(1 if shape == "tied" else n_classes, *size),
+        )
+        self.shape = shape
+
+    def update(self, features, class_indices):
+        """Add rows (n_samples, D) with their class indices (n_samples,)."""
+        # Class-sorted segments: one matrix product a class that is present, where padding all
+        # classes to one length would cost the largest class's rows for each of them.
+        order = torch.argsort(class_indices, stable=True)
+        present, sizes = torch.unique_consecutive(class_indices[order], return_counts=True)
+        segments = features[order].split(sizes.tolist())
+        for k, segment in zip(present.tolist(), segments, strict=True):
+            self._add(k, segment.double())
+
+    def _add(self, k, segment):
+        """Merge the rows of one class."""
+        n_old, n_new = float(self.counts[k]), len(segment)
+        mean = segment.mean(0)
+        centred = segment - mean
+        shift = mean - self.means[k]
+        n_total = n_old + n_new
+        self.counts[k] = n_total
+        self.means[k] += shift * (n_new / n_total)
+        weight = n_old * n_new / n_total
+        if self.shape == "mean":
+            return
+        if self.shape == "diag":
+            self.scatters[k] += centred.square().sum(0) + weight * shift.square()
+        else:
+            scatter = self.scatters[k if self.shape == "full" else 0]
+            scatter.addmm_(centred.T, centred)
+            scatter.addr_(shift, shift, alpha=weight)
+
+    def merge(self, other):
+        """Take in the moments of other rows, whose classes have the same indices."""
+        counts, means, scatters = (
+            value.to(self.counts.device) for value in (other.counts, other.means, other.scatters)
+        )
+        n_total = self.counts + counts
+        share = counts / n_total.clamp(min=1)
+        shift = means - self.means
+        between = (self.counts * share).sqrt()[:, None] * shift
+        if self.shape == "full":
+            self.scatters.baddbmm_(between[:, :, None], between[:, None])
+        elif self.shape == "tied":
+            self.scatters[0].addmm_(between.T, between)
+        elif self.shape == "diag":
+            self.scatters += between.square()
+        self.scatters += scatters
+        self.means += share[:, None] * shift
+        self.counts = n_total
+
+
+class FoldMoments(ClassMoments):
+    """Moments of ten folds of the rows, by which rows are scored by what the others taught.
+
+    A row's fold is told by its key, so that folds do not depend on the order of the rows, and equal
+    rows are in one. With D features it takes 80 D² bytes, and 40 D² from 1024 on, where there are
+    five folds.
+
+    Parameters
+    ----------
+    n_features : int
+        D.
+    shape : {"full", "diag", "mean"}
+        See `ClassMoments`.
+    device : torch.device
+        Where they are kept.
+    n_groups : int, default=1
+        Groups of rows whose moments are kept apart, which are not the classes of y: these may grow
+        in number.
+    """
+
+    def __init__(self, n_features, shape, device, n_groups=1):
+        self.n_folds = 10 if n_features < 1024 or shape != "full" else 5
+        super().__init__(self.n_folds * n_groups, n_features, shape, device)
+        self.per_class, self.n_groups = (), n_groups
+
+    def folds(self, keys):
+        """Return the fold of rows, from their keys."""
+        return (keys * self.n_folds).long()
+
+    def update(self, features, keys, groups=0):
+        """Add rows (n_samples, D) by their keys (n_samples,) and groups (n_samples,)."""
+        super().update(features, self.folds(keys) * self.n_groups + groups)
+
+    def without(self, fold=None):
+        """Return the moments of the rows that are not in a fold; of all for None.
+
+        Of all too where no row is in another fold, as when all rows are equal.
+
+        Returns
+        -------
+        counts : Tensor of shape (n_groups,)
+            Numbers of rows.
+        means : Tensor of shape (n_groups, D)
+            0 where there are none.
+        scatters : Tensor of shape (n_groups, D, D), (n_groups, D) or (n_groups,)
+            Around these means; 0 with ``shape="mean"``.
+        """
+        by_fold = [
+            value.unflatten(0, (self.n_folds, self.n_groups))
+            for value in (self.counts, self.means, self.scatters)
+        ]
+        others = [other for other in range(self.n_folds) if other != fold]
+        if bool(by_fold[0][others].any()):
+            by_fold = [value[others] for value in by_fold]
+        counts, means, scatters = by_fold
+        total = counts.sum(0)
+        mean = torch.einsum("fg,fgd->gd", counts / total.clamp(min=1), means)
+        shifts = counts.sqrt()[:, :, None] * (means - mean)
+        scatter = scatters.sum(0)
+        if self.shape == "full":
+            scatter += torch.einsum("fgd,fge->gde", shifts, shifts)
+        elif self.shape == "diag":
+            scatter += shifts.square().sum(0)
+        return total, mean, scatter
+
+
+def check_squares(features):
+    """Raise if the squares of features would overflow."""
+    if bool((features.abs() > LARGEST_FEATURE).any()):
+        raise ValueError(OVERFLOW)
