@@ -18,7 +18,7 @@ import json, re, sys, threading, time, warnings
 import numpy as np, torch
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {root!r})
 from tests.networks import SmallCNN, seeded
 from sklearn import set_config
 from skood import *

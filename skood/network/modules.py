@@ -172,6 +172,11 @@ class Unwritten(TorchDispatchMode):
         self._owners = {p.untyped_storage().data_ptr(): p for p in module.parameters()}
         self.found = None
 
+    @classmethod
+    def _should_skip_dynamo(cls):
+        # True, as torch has it, makes the first pass import the compiler, which takes a second.
+        return False
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Run an operation unless it would write."""
         kwargs = kwargs or {}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from skood._compat import move_to_numpy
-from skood.functional import at_least_float32
+from skood.functional import all_finite, at_least_float32
 
 # What Hugging Face calls the output of networks without a head, the most condensed first.
 EMBEDDINGS = ("pooler_output", "image_embeds", "text_embeds", "last_hidden_state")
@@ -80,6 +80,8 @@ def logits_key(output, made):
 
 def describe_probabilities(logits, made):
     """Name the softmax or sigmoid that a network seems to end in; None where it returns logits."""
+    if not all_finite(logits):
+        return None
     for name, values in (("softmax", logits), ("log-softmax", logits.exp())):
         total = values.sum(1) if logits.ndim > 1 else values
         is_probability = bool((values >= 0).all()) and logits.ndim > 1 and logits.shape[1] > 1
