@@ -9,6 +9,7 @@ import pytest
 from sklearn.base import clone
 
 from skood import FeatureExtractor
+from skood.estimators.kinds import LogitsDetector
 from skood.learning.learning import LearningScorer
 from skood.testing import common
 from skood.testing.common import load_iris_float, random_images
@@ -68,6 +69,11 @@ def with_fixed(detector):
 def needs_logits(detector):
     """Tell whether a head is needed, or fitted where there is no network."""
     return detector._needs_logits
+
+
+def needs_head(detector):
+    """Tell whether a last linear layer is needed that gives the logits."""
+    return needs_logits(detector) and not isinstance(detector, LogitsDetector)
 
 
 def layer_parameter(detector):

@@ -25,7 +25,7 @@ from skood.datasets import load_digits_ood
 KINDS = ["near", "textures", "noise"]
 N_EPOCHS = 5
 METRICS = ["AUROC", "AUPR-out", "FPR95"]
-METHODS = ["ASHDetector", "NNGuideDetector", "NACDetector", "GradNormDetector", "GMMDetector"]
+METHODS = list(benchmark.default_detectors(None))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -134,7 +134,7 @@ def test_training_calls_back_each_epoch_and_pickles_without(data):
 def test_every_detector_is_there(results):
     assert set(METHODS) == {n for n in skood.__all__ if n.endswith("Detector")}
     assert [r.name for r in results] == [*METHODS, "energy", "max softmax", "IsolationForest"]
-    assert [r.baseline for r in results] == [False] * 5 + [True] * 3
+    assert [r.baseline for r in results] == [False] * len(METHODS) + [True] * 3
     assert results[-2].label == "max softmax (baseline)"
 
 

@@ -555,7 +555,10 @@ def test_threads(detector):
         assert_scores_lazily(one, X, X_dask, rtol=1e-5)
     with dask.config.set(scheduler="synchronous"):
         two = clone(detector).fit(X_dask, y)
-    assert_same(one, two, X, rtol=0)
+    np.testing.assert_array_equal(one.score_samples(X), two.score_samples(X))
+    # How much rounding changes scores, by which thresholds are lowered, is measured on the block
+    # that comes first.
+    assert_same(one, two, X, rtol=1e-6)
 
 
 @pytest.mark.cuda

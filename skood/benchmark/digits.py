@@ -12,7 +12,17 @@ from sklearn.pipeline import make_pipeline
 from torch import nn
 
 from skood._typing import Device, Model, RandomState
-from skood.detectors import ASHDetector, GMMDetector, GradNormDetector, NACDetector, NNGuideDetector
+from skood.detectors import (
+    ASHDetector,
+    GMMDetector,
+    GradNormDetector,
+    MahalanobisDetector,
+    MSPDetector,
+    NACDetector,
+    NNGuideDetector,
+    ReActDetector,
+    ViMDetector,
+)
 from skood.estimators.features import FeatureExtractor
 
 N_EPOCHS = 80
@@ -186,6 +196,10 @@ def default_detectors(model: Model, *, random_state: RandomState = None) -> dict
         "NACDetector": NACDetector(model, random_state=random_state),
         "GradNormDetector": GradNormDetector(model, random_state=random_state),
         "GMMDetector": GMMDetector(model),
+        "MahalanobisDetector": MahalanobisDetector(model),
+        "ViMDetector": ViMDetector(model, random_state=random_state),
+        "ReActDetector": ReActDetector(model, random_state=random_state),
+        "MSPDetector": MSPDetector(model, random_state=random_state),
     }
 
 
