@@ -1,5 +1,6 @@
 """What the documentation tells to do, done to the letter."""
 
+import doctest
 import importlib
 import re
 import subprocess
@@ -12,6 +13,7 @@ import torch
 from sklearn.base import clone
 from torch.nn.functional import binary_cross_entropy, normalize
 
+import skood.detectors
 from skood import GMMDetector, GradNormDetector, NNGuideDetector
 from skood.testing import check_detector
 from tests.networks import MLP, seeded
@@ -28,6 +30,9 @@ def test_adding_a_method(tmp_path, monkeypatch):
     (tmp_path / "method_of_the_page.py").write_text(method)
     monkeypatch.syspath_prepend(tmp_path)
     module = importlib.import_module("method_of_the_page")
+    # The page shows how to import it once it is one of skood's.
+    monkeypatch.setattr(skood.detectors, "CosineDetector", module.CosineDetector, raising=False)
+    assert doctest.testmod(module).attempted > 2 and not doctest.testmod(module).failed
     with warnings.catch_warnings():
         # What a check cannot do here, such as a GPU's, is warned of.
         warnings.simplefilter("ignore")

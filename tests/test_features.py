@@ -71,7 +71,7 @@ def test_fit_runs_the_network_once(detector, counting, images):
     learns_inside = isinstance(detector, ReActDetector) and detector.layer is not None
     # Of two rows it is looked at where the logits are made, and what the parts of a network give.
     n_looks = 3 if learns_inside else 1
-    # Where the network itself scores, the first batch tells what rounding does to the scores: twice.
+    # Where the network itself scores, the first batch is scored twice for what rounding does.
     again = 2 if isinstance(detector, ASHDetector) and detector.layer is not None else 0
     assert read() == {
         "rows": 24 + 2 * n_looks + 7 * again,
