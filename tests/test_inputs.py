@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 from torch.nn.functional import dropout
@@ -14,7 +15,8 @@ from torch.utils.data import Dataset, TensorDataset
 from skood import FeatureExtractor, GMMDetector, NACDetector, NNGuideDetector
 from skood.calibration import ConformalDetector
 from skood.open_set import OpenSetClassifier
-from tests.networks import SmallCNN, seeded
+from tests.networks import MLP, SmallCNN, seeded
+from tests.registry import DEFAULTS, each
 
 FRAME = pd.DataFrame(np.zeros((24, 2)), columns=["a", "b"])
 ROWS = torch.zeros(24, 4)
@@ -168,3 +170,16 @@ def test_a_network_that_draws_at_random(iris):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         GMMDetector(Net(False)).fit(*iris)
+
+
+@each(DEFAULTS)
+def test_rows_beyond_the_dtype_of_the_network(detector, rng):
+    """float64 rows are float32's to a network of float32, in which 1e200 is infinite."""
+    X, y = rng.normal(size=(30, 5)), np.arange(30) % 3
+    detector = clone(detector).set_params(model=seeded(MLP, in_features=5, classes=3))
+    detector.partial_fit(X, y)
+    expected = detector.score_samples(X)
+    for method in (detector.partial_fit, detector.score_samples):
+        with pytest.raises(ValueError, match="numbers beyond torch.float32"):
+            method(X * 1e200)
+    np.testing.assert_array_equal(detector.score_samples(X), expected)

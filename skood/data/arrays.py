@@ -229,7 +229,14 @@ def move(batch, device, dtype, copy=False):
     if to_gpu:
         # A copy from pinned memory does not wait for the GPU to finish the batch before.
         batch = batch.pin_memory()
-    return batch.to(device, dtype, copy=copy, non_blocking=to_gpu)
+    moved = batch.to(device, dtype, copy=copy, non_blocking=to_gpu)
+    narrower = batch.is_floating_point() and moved.dtype.itemsize < batch.dtype.itemsize
+    if narrower and not all_finite(moved):
+        raise ValueError(
+            f"X holds numbers beyond {moved.dtype}, in which the network computes, though not "
+            f"beyond its own {batch.dtype}. Scale it."
+        )
+    return moved
 
 
 class Rows:
