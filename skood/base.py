@@ -5,6 +5,7 @@ from skood.estimators.kinds import (
     ClassifierDetector,
     FeatureDetector,
     HeadDetector,
+    LogitsDetector,
     ShapingDetector,
 )
 from skood.estimators.parameters import param
@@ -14,6 +15,7 @@ __all__ = [
     "ClassifierDetector",
     "FeatureDetector",
     "HeadDetector",
+    "LogitsDetector",
     "ShapingDetector",
     "param",
 ]
