@@ -13,7 +13,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from torch import nn
 
 from skood import ASHDetector, FeatureExtractor, GMMDetector, NNGuideDetector, ReActDetector
-from skood.data.arrays import TensorStore, join
+from skood.data.store import TensorStore, join
 from tests import references as ref
 from tests.networks import SmallCNN, ViT, seeded
 from tests.registry import IN_NETWORKS, each

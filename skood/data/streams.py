@@ -17,9 +17,10 @@ from torch.utils.data import (
 
 from skood._compat import move_to_numpy
 from skood._warnings import warn
-from skood.data.arrays import NETWORK_BATCH_ROWS, Rows, TensorStore, is_named
+from skood.data.arrays import NETWORK_BATCH_ROWS, Rows, is_named
 from skood.data.labelled_rows import LabelledRows
 from skood.data.labels import as_labels, encode_labels, is_label_map, is_ood
+from skood.data.store import TensorStore
 
 LABEL_NAMES = ("labels", "label")
 

@@ -12,8 +12,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from skood._compat import Interval, StrOptions, _BaseComposition, _fit_context
 from skood._typing import Inputs, Labels, Model, RandomState
-from skood.data.arrays import TensorStore
 from skood.data.labels import warn_of_class_scorer
+from skood.data.store import TensorStore
 from skood.decisions.combination import COMBINATIONS, log_p_values, own_log_p_values
 from skood.decisions.ensemble_rows import check_order, feature_blocks, fit_detector, on_common_rows
 from skood.decisions.p_values import ROUNDING, check_scores

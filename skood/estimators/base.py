@@ -15,9 +15,10 @@ from torch import nn
 from skood._compat import Interval, _fit_context, move_to_numpy
 from skood._typing import Inputs, Labels
 from skood._warnings import silent
-from skood.data.arrays import join, namespace_of
+from skood.data.arrays import namespace_of
 from skood.data.labels import is_numeric
 from skood.data.lazy import is_dask, load_distributed
+from skood.data.store import join
 from skood.data.streams import Stream
 from skood.estimators.network_estimator import NetworkEstimator, computing
 from skood.estimators.parameters import param

@@ -12,8 +12,9 @@ from torch import nn
 
 from skood._compat import HasMethods, StrOptions, _fit_context
 from skood._typing import Inputs, Labels
-from skood.data.arrays import join, move
+from skood.data.arrays import move
 from skood.data.lazy import is_dask, lazy, load_distributed
+from skood.data.store import join
 from skood.data.streams import Stream
 from skood.estimators.base import BaseDetector
 from skood.estimators.network_estimator import NetworkEstimator, PoolsLayer, computing

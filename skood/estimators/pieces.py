@@ -13,9 +13,10 @@ from torch import nn
 
 from skood._typing import Inputs, Labels
 from skood._warnings import warn
-from skood.data.arrays import feature_batch_rows, join
+from skood.data.arrays import feature_batch_rows
 from skood.data.labels import check_classes
 from skood.data.lazy import is_dask
+from skood.data.store import join
 from skood.data.streams import is_stream
 from skood.estimators.network_estimator import ROW_ATTRIBUTES, NetworkEstimator, computing
 from skood.learning.accumulated import AccumulatedState

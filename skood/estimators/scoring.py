@@ -5,9 +5,10 @@ import torch
 
 from skood._compat import move_to_numpy
 from skood._typing import Inputs, Labels
-from skood.data.arrays import PIECE_BYTES, feature_batch_rows, join
+from skood.data.arrays import PIECE_BYTES, feature_batch_rows
 from skood.data.labels import is_label_map, is_ood, map_kinds, warn_of_class_scorer
 from skood.data.lazy import is_dask, lazy, load_distributed
+from skood.data.store import join
 from skood.data.streams import is_stream
 from skood.estimators.network_estimator import computing, consistent
 from skood.functional import clip_to

@@ -8,11 +8,11 @@ from torch import nn
 from skood.data.arrays import (
     NETWORK_BATCH_ROWS,
     PIECE_BYTES,
-    TensorStore,
     feature_batch_rows,
     move,
 )
 from skood.data.labelled_rows import LabelledRows
+from skood.data.store import TensorStore
 from skood.functional import all_finite
 from skood.learning.agreement import Agreement, columns_of
 from skood.learning.keys import row_keys
