@@ -475,7 +475,7 @@ def test_an_unfitted_skorch_net_is_fitted(detector, iris):
     X, y = iris
     names = np.array(["a", "b", "c"], dtype=object)[y]
     names[:10] = -1
-    net = skorch_net()
+    net = skorch_net(module__width=16)
     detector = put(detector, net).fit(X, names)
     assert not getattr(net, "initialized_", False)
     with_module = put(detector, detector.model_.module_).fit(X, names)
@@ -498,7 +498,7 @@ def test_a_search_over_the_learning_rate_of_a_skorch_net(iris):
 @each(DEFAULTS)
 def test_frozen_models_are_used_as_they_are(detector, iris):
     X, y = iris
-    net = skorch_net().fit(X.astype(np.float32), y)
+    net = skorch_net(module__width=16).fit(X.astype(np.float32), y)
     by_module = put(detector, net.module_).fit(X, y).score_samples(X)
     frozen = put(detector, FrozenEstimator(net)).fit(X, y)
     np.testing.assert_array_equal(frozen.score_samples(X), by_module)

@@ -1,7 +1,6 @@
 """ViM: plain reference, parity, folds, heads of lower rank, rows without a residual."""
 
 import inspect
-import itertools
 import warnings
 
 import numpy as np
@@ -24,7 +23,7 @@ from tests.networks import SmallCNN, seeded
 METHOD = Method(
     settings={
         "default": ViMDetector(),
-        "train": ViMDetector(n_components=0.9, center="mean", alpha="train", batch_size=7),
+        "train": ViMDetector(n_components=0.5, center="mean", alpha="train", batch_size=7),
     },
     in_networks={
         "default": ViMDetector(),
@@ -204,22 +203,38 @@ def test_few_rows_of_many_features(rng):
         warnings.simplefilter("ignore")
         found = [
             float(ViMDetector(n_components=k, alpha=alpha).fit(X, y).scorer_.alpha)
-            for k, alpha in itertools.product((90, 256), ("auto", "train"))
+            for k, alpha in ((90, "auto"), (90, "train"), (256, "auto"))
         ]
-    # 0: without any residual the paper's has no value.
-    assert found[1] > 4 * found[0] and found[3] == 0
+        with pytest.raises(ValueError, match="n_components=256 directions"):
+            ViMDetector(n_components=256, alpha="train").fit(X, y)
+    assert found[1] > 4 * found[0]
     assert 0.2 < found[0] < found[2] < 0.4
 
 
-def test_rows_without_a_residual_are_scored_by_the_energy(rng, head):
-    X = rng.normal(size=(40, 3)) @ rng.normal(size=(3, 7))
-    for dtype, n_components in itertools.product((torch.float32, torch.float64), (3, 5)):
-        rows = torch.as_tensor(X).to(dtype)
-        detector = ViMDetector(head.to(dtype), n_components=n_components, center="mean")
-        with pytest.warns(UserWarning, match="Give a smaller n_components"):
-            detector.fit(rows)
-        energy = torch.logsumexp(head(10 * rows), 1).detach()
-        np.testing.assert_allclose(detector.score_samples(10 * rows), energy, rtol=1e-4)
+@DTYPES
+@pytest.mark.parametrize("alpha", ["auto", "train"])
+def test_rows_without_a_residual_are_refused(rng, head, alpha, dtype):
+    X = torch.as_tensor(rng.normal(size=(40, 3)) @ rng.normal(size=(3, 7))).to(dtype)
+    detector = ViMDetector(head.to(dtype), center="mean", alpha=alpha)
+    for n_components in (3, 5):
+        detector.set_params(n_components=n_components)
+        with pytest.raises(ValueError, match=f"n_components={n_components} directions: there is"):
+            detector.fit(X)
+    detector.set_params(n_components=2).fit(X)
+    # With a weight of its own the score has all that it takes.
+    detector.set_params(n_components=3, alpha=2.0).fit(X)
+    scores, energies = detector.score_samples(10 * X), torch.logsumexp(head(10 * X), 1).detach()
+    np.testing.assert_allclose(scores, energies, rtol=1e-3)
+    assert (detector.predict(X + torch.eye(7)[0].to(dtype) * 50) == -1).all()
+
+
+def test_equal_rows_are_scored_by_the_energy(head):
+    X = np.full((40, 7), 0.1)
+    with pytest.warns(UserWarning, match="All training rows are equal"):
+        detector = ViMDetector(head.double()).fit(X)
+    energies = torch.logsumexp(head(torch.as_tensor(X) + 1), 1).detach()
+    np.testing.assert_allclose(detector.score_samples(X + 1), energies, rtol=1e-12)
+    assert (detector.predict(X) == 1).all()
 
 
 @pytest.mark.filterwarnings("ignore:false_alarm_rate")
@@ -282,8 +297,8 @@ def test_far_features_keep_their_digits(rng, head):
     far = clone(near).set_params(alpha=1.0).fit(X + 2**20)
     far.scorer_.head = near.scorer_.head = nn.Linear(7, 2, dtype=torch.float64)
     with torch.no_grad():
-        near.scorer_.head.weight.zero_()
-    np.testing.assert_allclose(far.score_samples(X + 2**20), near.score_samples(X), rtol=1e-7)
+        near.scorer_.head.weight.zero_(), near.scorer_.head.bias.zero_()
+    np.testing.assert_allclose(far.score_samples(X + 2**20), near.score_samples(X), atol=1e-7)
 
 
 def test_help_holds_every_parameter():

@@ -64,10 +64,13 @@ class ViMScorer(LearningScorer):
         size = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).mean()
         size += torch.linalg.vector_norm(self.residual.center)
         if not bool(norm > ROUNDING[rows.dtype] * size):
-            warn(
-                f"The training rows lie in a subspace of {self.n_components_} directions and leave "
-                "no residual to go by: the score is the energy alone.\nGive a smaller n_components."
-            )
+            if bool((rows != rows[0]).any()):
+                raise ValueError(
+                    f"The training rows lie in n_components={self.n_components_} directions: there "
+                    "is no residual whose size alpha could be measured by.\nGive a smaller "
+                    "n_components, more rows, or a number as alpha."
+                )
+            warn("All training rows are equal and have no residual: the score is the energy alone.")
             self.alpha = torch.zeros_like(state.sum_of_largest)
             return
         largest = state.sum_of_largest / state.moments.counts.sum()
