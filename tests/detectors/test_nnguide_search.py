@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 
 from skood import NNGuideDetector
-from skood.detectors.head.nnguide import TILE, mean_of_largest
+from skood.learning.neighbours import TILE, mean_of_largest
 
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-14}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -91,7 +91,7 @@ def test_blocks_of_queries(rng, n_queries, dtype):
 
 @pytest.mark.parametrize("k", [1, 40])
 def test_queries_stay_apart_where_k_makes_their_blocks_small(rng, k, monkeypatch):
-    monkeypatch.setattr("skood.detectors.head.nnguide.TILE", 8)
+    monkeypatch.setattr("skood.learning.neighbours.TILE", 8)
     bank = unit(rng, 50, 3)
     assert_exact(bank, bank, k, torch.arange(50))
 
@@ -208,7 +208,7 @@ def test_an_approximate_index_is_close_and_reproducible(faiss, rows, index):
 
 
 def test_the_mean_is_over_what_faiss_finds(faiss, rng):
-    from skood.detectors.head.nnguide import mean_of_found
+    from skood.learning.neighbours import mean_of_found
 
     class Index:
         def search(self, queries, n):
