@@ -1,6 +1,7 @@
 """Whether the labels of fit go with the logits of the network."""
 
 import numpy as np
+import torch
 
 from skood._warnings import warn
 from skood.data.labels import is_numeric
@@ -117,6 +118,37 @@ def logit_columns(classes, n_logits, known=None):
             "(FrozenEstimator)."
         )
     return np.arange(n_logits)
+
+
+def label_columns(class_indices, classes, n_logits, known=None):
+    """Return the logit of each row's label, for methods that compare logits with labels.
+
+    Parameters
+    ----------
+    class_indices : Tensor of shape (n_samples,)
+        Indices into `classes`.
+    classes, n_logits, known
+        See `logit_columns`.
+
+    Returns
+    -------
+    columns : Tensor of shape (n_samples,)
+        -1 for rows of a class that the network does not know.
+
+    Raises
+    ------
+    ValueError
+        If labels do not tell their logits, or the network knows none of them.
+    """
+    columns = torch.from_numpy(logit_columns(classes, n_logits, known))
+    columns = columns.to(class_indices.device)[class_indices]
+    if not bool((columns >= 0).any()):
+        raise ValueError(
+            "Labels are compared with logits, and the network has a logit of none of the classes "
+            f"{classes[:5].tolist()}.\nGive labels that it knows. Without a network, y needs two "
+            "classes."
+        )
+    return columns
 
 
 class Agreement:

@@ -12,7 +12,7 @@ from skood._warnings import warn
 from skood.estimators.kinds import LogitsDetector
 from skood.estimators.parameters import param
 from skood.functional import log_odds, msp, tempered
-from skood.learning.agreement import logit_columns
+from skood.learning.agreement import label_columns
 from skood.learning.learning import LearningScorer
 from skood.learning.reservoir import Reservoir
 
@@ -88,14 +88,9 @@ class TemperatureScorer(LearningScorer):
     def finalize(self, state, classes):
         """Fit the temperature to the rows whose class has a logit."""
         _, (logits, class_indices) = state.sample()
-        columns = torch.from_numpy(logit_columns(classes, logits.shape[1], self.classes))
-        columns = columns.to(class_indices.device)[class_indices]
-        if not bool((columns >= 0).any()):
-            raise ValueError(
-                'temperature="fit" takes labels of classes that the network has logits of: none '
-                f"of {classes[:5].tolist()} is.\nWithout a network, y needs two classes."
-            )
-        temperature = fit_temperature(logits[columns >= 0], columns[columns >= 0])
+        columns = label_columns(class_indices, classes, logits.shape[1], self.classes)
+        known = columns >= 0
+        temperature = fit_temperature(logits[known], columns[known])
         self.temperature = torch.tensor(temperature, dtype=torch.float64, device=logits.device)
 
     def forward(self, logits):
