@@ -228,7 +228,7 @@ def move(batch, device, dtype, copy=False):
         batch = batch.pin_memory()
     moved = batch.to(device, dtype, copy=copy, non_blocking=to_gpu)
     narrower = batch.is_floating_point() and moved.dtype.itemsize < batch.dtype.itemsize
-    if narrower and not all_finite(moved):
+    if narrower and not torch.compiler.is_exporting() and not all_finite(moved):
         raise ValueError(
             f"X holds numbers beyond {moved.dtype}, in which the network computes, though not "
             f"beyond its own {batch.dtype}. Scale it."
