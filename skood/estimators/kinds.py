@@ -1,4 +1,4 @@
-"""Kinds of detectors, by what their methods consume: features, features and logits, logits."""
+"""Bases of detectors by what their methods consume: features, logits, both, or a layer."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,7 @@ LOGIT_SCORES = {
 
 
 class FeatureDetector(PoolsLayer, BaseDetector):
-    """Base of detectors that score features: a subclass has ``_make_scorer()``."""
+    """Base of detectors that score features. A subclass defines ``_make_scorer()``."""
 
     _needs_logits = False
 
@@ -41,7 +41,7 @@ class FeatureDetector(PoolsLayer, BaseDetector):
 
 
 class ClassifierDetector(BaseDetector):
-    """Base of detectors that need logits; without a network a head is fitted to the features.
+    """Base of detectors that need logits. Without a network a head is fitted to the features.
 
     Parameters
     ----------
@@ -57,14 +57,15 @@ class ClassifierDetector(BaseDetector):
 
 
 class LogitsDetector(ClassifierDetector):
-    """Base of detectors that score logits: a subclass has ``_make_score()``.
+    """Base of detectors that score logits. A subclass defines ``_make_score()``.
 
-    One that learns from logits has ``_make_scorer(network)`` instead, or besides.
+    One that learns from logits defines ``_make_scorer(network)`` instead, or both.
 
     Attributes
     ----------
     scorer_ : nn.Module
-        Maps logits to scores; of maps (n_samples, n_classes, H, W) one a pixel.
+        Maps logits (n_samples, n_classes, ...) to scores (n_samples, ...): where logits are maps
+        there is one score a pixel.
     """
 
     def _make_score(self):
@@ -80,11 +81,11 @@ class LogitsDetector(ClassifierDetector):
 
 
 class HeadDetector(ClassifierDetector):
-    """Base of detectors that score features and logits: a subclass has ``_make_scorer(head)``.
+    """Base of detectors that score features and logits. A subclass defines ``_make_scorer(head)``.
 
-    The head is the last linear layer: the scorer takes features, and makes the logits by it. A
-    subclass that is a `PoolsLayer` too allows features of another layer: its scorer then gets None
-    as head, and takes features and logits.
+    The head is the last linear layer, by which the scorer computes logits from features. A subclass
+    that is also a `PoolsLayer` takes the features of a named layer too: then the head is None, and
+    the scorer takes (features, logits).
     """
 
     def _make_scorer(self, head):
@@ -103,19 +104,19 @@ class HeadDetector(ClassifierDetector):
 class ShapingDetector(ClassifierDetector):
     """Base of detectors that shape the activations of a layer and score the logits that follow.
 
-    A subclass has ``_make_shaping()``, a module that maps activations (n_samples, ...) to others
-    of the same shape, a `LearnedShaping` where it learns how; and ``_make_head_scorer`` where
-    features in front of a head have a short cut.
+    A subclass defines ``_make_shaping()``, which returns a module that maps activations to a tensor
+    of the same shape, a `LearnedShaping` if it learns from training rows. It may override
+    ``_make_head_scorer`` where features in front of a head can be scored faster.
 
     Parameters
     ----------
     layer : str, default=None
         The submodule whose output is shaped. None: what enters the last linear layer.
     logit_score : str or callable, default="energy"
-        Maps logits (n_samples, n_classes, ...) to scores, higher = more in-distribution: a
-        function, or "energy", "max_logit", "log_odds" of the largest softmax probability,
-        "entropy", "gen" or "msp", those of `skood.functional`. "msp" ties where the network is
-        confident, and "log_odds" ranks alike without ties.
+        What the score is of the logits: "energy", "max_logit", "entropy", "gen", "msp" or
+        "log_odds", the functions of `skood.functional`, or a function that maps logits
+        (n_samples, n_classes, ...) to scores, higher = more in-distribution. "msp" ties where the
+        network is confident; "log_odds" ranks as it does, without ties.
 
     Attributes
     ----------
@@ -150,12 +151,12 @@ class ShapingDetector(ClassifierDetector):
 
 
 def logit_scorer(logit_score):
-    """Return the function that a parameter `logit_score` stands for, which checks its results."""
+    """Return the function that the parameter `logit_score` names, with a check of its results."""
     chosen = LOGIT_SCORES.get(logit_score) if isinstance(logit_score, str) else logit_score
 
     def score(logits):
         scores = chosen(logits)
-        # len would be a constant to torch.export.
+        # torch.export would take len for a constant.
         expected = (logits.shape[0], *logits.shape[2:])
         is_floating = isinstance(scores, torch.Tensor) and scores.is_floating_point()
         if not is_floating or scores.shape != expected:
@@ -170,12 +171,12 @@ def logit_scorer(logit_score):
 
 
 class LogitScorer(nn.Module):
-    """What a module maps to logits → scores of these; maps of logits give maps of scores."""
+    """What a module maps to logits → scores of these logits; maps of logits give maps of scores."""
 
     def __init__(self, to_logits, logit_score):
         super().__init__()
-        # A function hides a callable module: as a submodule it would be put into eval mode, the
-        # user's.
+        # A function, even around a module of the user's: as a submodule, that one would be put into
+        # eval mode.
         self.to_logits, self.logit_score = to_logits, logit_score
 
     def forward(self, x):

@@ -95,11 +95,11 @@ def factor_covariance(scatter, divisor, ridge, least_ridge, name=None):
 
 
 def nearest_to_zero(moments):
-    """Return the class mean nearest to 0, to centre rows by.
+    """Return the mean of the class that is nearest to 0, a point to subtract from rows.
 
-    The mean of all rows lies as near to the classes but where one holds a row of 1e30: there it
-    takes all digits from the others. A mean of one class lies as near as classes do to each other
-    in any coordinates, which the least of each feature, of several classes, does not.
+    The mean of all rows is no good where one class holds a row of 1e30: subtracting it takes all
+    digits from the rows of other classes. The mean of a class is as close to the others as classes
+    are to each other, in any coordinates; the least value of each feature over the classes is not.
     """
     means = moments.means[moments.counts > 0]
     sizes = means.abs() / means.abs().median(0).values.clamp(min=torch.finfo(means.dtype).tiny)
@@ -145,7 +145,7 @@ def distances_without_own(white, class_indices, means, counts):
 
 
 def room_left(room):
-    """Keep what is left of a variance positive: with no ridge a class may lose a dimension."""
+    """Keep the share of a variance that is left positive: without a ridge it may become 0."""
     return room.clamp(min=1e-12)
 
 

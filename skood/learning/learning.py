@@ -17,14 +17,14 @@ from skood.functional import all_finite
 from skood.learning.agreement import Agreement, columns_of
 from skood.learning.keys import row_keys
 
-# What a block of rows takes, to stay in cache.
+# The memory that a block of rows takes in computations, which stays in cache.
 BLOCK_BYTES = 16 * 2**20
 
 
 class LearnedModule(nn.Module):
     """A module that keeps what is learned in buffers: a scorer, or a part of one."""
 
-    # The names of its buffers, None until they are set.
+    # The names of the buffers, which are None until they are set.
     learned: tuple[str, ...] = ()
 
     def __init__(self):
@@ -37,30 +37,32 @@ class LearningScorer(LearnedModule):
     """A scorer that learns from rows, as a fold over batches.
 
     Learning adds to a `State`; states of disjoint rows merge, on whatever machines they were made.
-    Subclasses keep what they make of it in buffers, whose names are `learned`. `inputs` is
-    the tuple that ``forward`` takes, what the detector's method consumes; `keys` are the `row_keys`
-    of X, one uniform random number a row, by which samples and folds are drawn.
+    Subclasses keep what they make of it in buffers, whose names are `learned`. `inputs` is the
+    tuple that ``forward`` takes: features, logits or activations. `keys` are the `row_keys` of X,
+    one uniform random number a row, which depends on the row's content alone; samples and folds are
+    drawn by them.
     """
 
-    # Of how many rows of ``fit``, at most, the scores set the threshold; None is all. For methods
-    # whose scores compare each row with all others.
+    # The scores of at most so many rows of ``fit`` set the threshold; None is all. For methods that
+    # compare each row with all others.
     n_threshold_rows: int | None = None
-    # Whether `update` uses keys, whether what it learns from is drawn by them, and whether what is
-    # learned depends on them by folds.
+    # Whether `update` takes keys; whether a sample of the rows is drawn by them; whether they tell
+    # the folds of rows.
     needs_row_keys = samples_by_key = folds_by_key = False
-    # The buffers that `start` sets: states of scorers that differ in them do not go together.
+    # The buffers that `start` sets: only states of scorers that agree in them can be merged.
     settings: tuple[str, ...] = ()
 
     def start(self, training):
-        """Set what must be known before the first row, from a `Training` on some."""
+        """Set what must be known before the first row is learned from, from a `Training`."""
 
     def check(self, inputs):
         """Raise if rows are finite but too large to learn from."""
 
     def init_state(self, inputs, n_classes, n_expected):
-        """Return the `State` of no rows, of as many as `n_expected` if that is not 0.
+        """Return the `State` of no rows.
 
-        The inputs, those of a first batch, tell widths, dtype and device.
+        The inputs are those of a first batch, for widths, dtype and device. `n_expected` is how
+        many rows will come, 0 if that is not known.
         """
         raise NotImplementedError
 
@@ -69,11 +71,11 @@ class LearningScorer(LearnedModule):
         raise NotImplementedError
 
     def finalize(self, state, classes):
-        """Turn a state into what ``forward`` needs, and leave it as it is."""
+        """Set what ``forward`` needs from the state, which is not changed."""
         raise NotImplementedError
 
     def leave_one_out(self, inputs, class_indices, keys):
-        """Score rows that were learned from, each as if it had not been."""
+        """Score training rows, each as if it had not been learned from."""
         raise NotImplementedError
 
     def clear_cache(self):
@@ -81,7 +83,7 @@ class LearningScorer(LearnedModule):
 
 
 def block_rows(row_bytes):
-    """Return of how many rows to compute at once what takes so many bytes a row."""
+    """Return how many rows to compute at once, where each takes so many bytes."""
     return max(1, int(min(BLOCK_BYTES, get_config()["working_memory"] * 2**20) // row_bytes))
 
 
@@ -91,11 +93,11 @@ def score_in_blocks(score, row_bytes, *inputs):
     Parameters
     ----------
     score : callable
-        Maps tensors of some rows to their scores.
+        Maps tensors of some rows to the scores of these.
     row_bytes : int
-        What it takes a row.
+        The memory that it takes a row.
     *inputs : Tensor of shape (n_samples, ...)
-        Its arguments, of all rows.
+        Its arguments, for all rows.
     """
     size = block_rows(row_bytes)
     scores = torch.empty(len(inputs[0]), dtype=torch.float64, device=inputs[0].device)
@@ -106,13 +108,13 @@ def score_in_blocks(score, row_bytes, *inputs):
 
 
 def learned_parts(scorer):
-    """Return a scorer and the parts of it that keep what is learned in buffers, by name."""
+    """Return a scorer and its parts that keep what is learned in buffers, by name."""
     parts = scorer.named_modules()
     return {n: part for n, part in parts if part is scorer or isinstance(part, LearnedModule)}
 
 
 def learned_buffers(scorer):
-    """Return what was learned, by name, without the weights and buffers of the network's head."""
+    """Return the buffers that hold what was learned, by name, not those of the network's head."""
     return {
         name: buffer
         for prefix, part in learned_parts(scorer).items()
@@ -147,11 +149,11 @@ class Training:
     random_state : RandomState, default=None
         For methods that draw.
     seed : int, default=None
-        Of the rows' keys; None where they are not needed.
+        The seed of the rows' keys; None where keys are not needed.
     compares : bool, default=False
-        Note the largest logits, for `agreement`.
+        Whether to note the largest logits, for `agreement`.
     watch : callable, default=None
-        Maps (name, number of batches, batches) to the same batches, to report them.
+        Maps (name, number of batches, batches) to the same batches, and reports progress.
     """
 
     def __init__(

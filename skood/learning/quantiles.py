@@ -5,18 +5,18 @@ import torch
 
 from skood.learning.reservoir import Reservoir
 
-# Activations that are kept, and rows at least: of 256 rows the level errs by .003, a fifth of what
-# it would by so many independent numbers.
+# How many activations are kept, of at least how many rows. With 256 rows the level of a quantile is
+# off by .003, a fifth of the error of 256 independent numbers.
 N_ACTIVATIONS, LEAST_ROWS = 2**24, 256
 
 
 def activation_sample(activations, n_expected=0):
-    """Return a sample of no rows yet, of as many rows like these as quantiles are taken of.
+    """Return an empty sample, for as many rows of activations as quantiles are taken of.
 
     Parameters
     ----------
     activations : Tensor of shape (n_samples, ...)
-        Rows like those to come.
+        Of a first batch: its shape tells how many rows are kept.
     n_expected : int, default=0
         See `Reservoir`.
     """
@@ -27,7 +27,7 @@ def activation_sample(activations, n_expected=0):
 def ascending(values, dim=0):
     """Return values sorted along an axis."""
     if values.is_cpu:
-        # torch would give the order too, in twice the memory of float32, and take longer.
+        # torch.sort returns the order too, in twice the memory of float32, and takes longer.
         return torch.from_numpy(np.sort(values.numpy(), axis=dim))
     return values.sort(dim=dim).values
 
@@ -44,12 +44,12 @@ def quantile(ordered, level, left_out=None):
     level : float
         In [0, 1].
     left_out : Tensor of shape (n_samples, width, n_columns), default=None
-        For each of some rows those of the values in `ordered`, fewer than n, that are its own.
+        For each row the values in `ordered` that are its own and are to be left out, fewer than n.
 
     Returns
     -------
     quantiles : Tensor of shape (n_columns,) or (n_samples, n_columns)
-        Of all values, or for each row of those that are not its own.
+        Of all values, or with `left_out`, for each row, of the values that are not its own.
     """
     n_values = len(ordered)
     if left_out is not None:
@@ -62,20 +62,20 @@ def quantile(ordered, level, left_out=None):
 
 
 def order_statistic(ordered, k, left_out=None):
-    """Return the k-th value of each column, counted from 0, or for each row of the others.
+    """Return the k-th value of each column, counted from 0, perhaps of all but a row's own.
 
     Parameters
     ----------
     ordered : Tensor of shape (n, n_columns)
         From `ascending`.
     k : int
-        Less than the number of values that count.
+        Less than the number of values that are left.
     left_out : Tensor of shape (n_samples, width, n_columns), default=None
         See `quantile`; ascending along the second axis.
     """
     if left_out is None:
         return ordered[k]
-    # The j-th of a row's own comes before the k-th of the others where all before it do and it
-    # does not exceed what stands j places after k.
+    # The result stands as many places after k as values of the row come before it. The row's j-th
+    # does if those before it do and if it is not larger than the value j places after k.
     is_before = left_out <= ordered[k : k + left_out.shape[1]]
     return ordered.gather(0, k + is_before.int().cumprod(dim=1).sum(dim=1))

@@ -1,19 +1,19 @@
-"""Scorers of logits behind activations that are shaped by what training rows taught."""
+"""Scorers of logits that follow shaped activations, where the shaping is learned from rows."""
 
 from skood.learning.learning import LearnedModule, LearningScorer
 
 
 class LearnedShaping(LearnedModule):
-    """A module that shapes the activations of a layer, and learns how from those of training rows.
+    """A module that shapes the activations of a layer, as it learned from those of training rows.
 
-    ``forward`` maps activations (n_samples, ...) to others of that shape.
+    ``forward`` maps activations (n_samples, ...) to a tensor of the same shape.
 
     Attributes
     ----------
     per_channel : bool
-        Whether channels are told apart.
+        Whether each channel is shaped by what was learned of it alone.
     channel_axis : int
-        The axis that holds them.
+        The axis of the channels.
     """
 
     per_channel, channel_axis = False, 1
@@ -23,15 +23,15 @@ class LearnedShaping(LearnedModule):
         raise NotImplementedError
 
     def update(self, state, activations, keys):
-        """Add a batch to the state: its activations and keys."""
+        """Add the activations of a batch, with the keys of its rows, to the state."""
         raise NotImplementedError
 
     def finalize(self, state):
-        """Turn a state into what ``forward`` needs, and leave it as it is."""
+        """Set what ``forward`` needs from the state, which is not changed."""
         raise NotImplementedError
 
     def leave_one_out(self, activations, keys):
-        """Shape activations that were learned from, each row's as if it had not been."""
+        """Shape the activations of training rows, each as if it had not been learned from."""
         raise NotImplementedError
 
     def clear_cache(self):
@@ -39,14 +39,14 @@ class LearnedShaping(LearnedModule):
 
 
 class ShapingScorer(LearningScorer):
-    """Activations, and what else the rest of the network takes → scores of the logits.
+    """Activations, and what else the rest of the network takes → scores of its logits.
 
     Parameters
     ----------
     shaping : LearnedShaping
-        What shapes the activations.
+        Shapes the activations.
     rest : nn.Module
-        Maps them, and what else there is, to logits; see `skood.network.Network.cut`.
+        Maps shaped activations, and what else it takes, to logits; see `skood.network.Network.cut`.
     logit_score : callable
         Maps logits to scores.
     """
@@ -66,7 +66,7 @@ class ShapingScorer(LearningScorer):
         self.shaping.update(state, inputs[0], keys)
 
     def finalize(self, state, classes):
-        """Let the shaping take what it needs."""
+        """Let the shaping set what it needs."""
         self.shaping.finalize(state)
 
     def forward(self, activations, *others):
@@ -74,7 +74,7 @@ class ShapingScorer(LearningScorer):
         return self.logit_score(self.rest(self.shaping(activations), *others))
 
     def leave_one_out(self, inputs, class_indices, keys):
-        """Score training rows, each shaped by what the others taught."""
+        """Score training rows, each shaped as if it had not been learned from."""
         activations, *others = inputs
         shaped = self.shaping.leave_one_out(activations, keys)
         return self.logit_score(self.rest(shaped, *others))

@@ -1,4 +1,4 @@
-"""Subspaces in which most of the features lie, and what lies outside of them."""
+"""Subspaces that hold most of the variance of features, and what lies outside of them."""
 
 from numbers import Integral
 
@@ -7,10 +7,10 @@ import torch
 from skood._warnings import warn
 from skood.learning.learning import LearnedModule
 
-# Singular values of a head below this share of the first are rounding. A softmax does not see what
-# all logits have in common, so that a logistic regression, which also penalises it, has rank C - 1:
-# as fitted to digits its last one is 4e-6 of the first in float32 and 6e-14 in float64, and 5e-5
-# with features of size 16 000. Of networks trained with weight decay it was 3e-3 and more.
+# Singular values of a head below this share of the first are rounding. A softmax ignores what all
+# logits have in common and a penalty removes it, so that a logistic regression has rank C - 1: on
+# digits its last singular value is 4e-6 of the first in float32 and 6e-14 in float64, and 5e-5 with
+# features of size 16 000. Of networks trained with weight decay it was 3e-3 and more.
 ROUNDING_OF_HEADS = 1e-4
 # A norm below this share of that of the features, or a variance below its square, is rounding.
 ROUNDING = {torch.float32: 2e-6, torch.float64: 1e-12}
@@ -54,23 +54,23 @@ def scatter_around(center, count, mean, scatter):
 
 
 def principal(scatter):
-    """Return the variances of a scatter, largest first, and their directions (D, D) as columns."""
-    # Of numbers around 1: squares of features of size 1e-160 are none.
+    """Return the eigenvalues of a scatter, largest first, and eigenvectors (D, D) as columns."""
+    # Scaled to entries around 1: the squares of features of 1e-150 are near the smallest float64.
     size = scatter.abs().amax().clamp(min=torch.finfo(scatter.dtype).tiny)
     variances, directions = torch.linalg.eigh(scatter / size)
     return variances.flip(0).clamp(min=0) * size, directions.flip(1)
 
 
 def n_leading(variances, n_components):
-    """Return how many leading directions a subspace has, of D.
+    """Return the dimension of the subspace of leading directions.
 
     Parameters
     ----------
     variances : Tensor of shape (D,)
-        Largest first.
+        Of all directions, largest first.
     n_components : int, float or None
-        Their number, less than D; the share of the variance that they hold, which leaves one at
-        least; or None for the number that the authors of ViM take.
+        The dimension, less than D. A share in (0, 1): as few directions as hold this share of the
+        variance, at most D - 1. None: what the authors of ViM take, and D / 2 below 768.
     """
     n_features = len(variances)
     if n_components is None:
@@ -87,7 +87,7 @@ def n_leading(variances, n_components):
 
 
 class Residual(LearnedModule):
-    """Rows → the norm of what lies outside of the subspace that holds most of the training rows.
+    """Rows → the norm of their residual, outside of the subspace of most of the variance.
 
     Parameters
     ----------
@@ -97,9 +97,9 @@ class Residual(LearnedModule):
     Attributes
     ----------
     center : Tensor of shape (D,), dtype float64
-        The point that the subspace goes through.
+        A point of the subspace.
     basis : Tensor of shape (D, D - k), dtype float64
-        The directions outside of it.
+        Orthonormal, the directions outside of the subspace.
     """
 
     learned = ("center", "basis")
@@ -107,11 +107,20 @@ class Residual(LearnedModule):
     def __init__(self, n_components):
         super().__init__()
         self.n_components = n_components
-        # Center and basis without each fold.
-        self.others = None
+        # Center and basis learned without each fold, by fold; and the function of keys that gives
+        # the folds of rows.
+        self.without_fold, self.folds_of = {}, None
 
     def finalize(self, moments, center=None):
-        """Take the subspace from `FoldMoments` around a point, None for the mean."""
+        """Find the subspace through a point, None for the mean, of all rows and without each fold.
+
+        Parameters
+        ----------
+        moments : FoldMoments
+            Of the rows.
+        center : Tensor of shape (D,), default=None
+            The point.
+        """
         self.center, scatter = scatter_around(center, *moments.without())
         variances, directions = principal(scatter)
         k = n_leading(variances, self.n_components)
@@ -126,34 +135,34 @@ class Residual(LearnedModule):
                 f"{n_rows} rows, so that what lies outside of the first {k} is arbitrary.\n"
                 "Give more rows, or another n_components."
             )
-        self.others = {}
+        self.without_fold, self.folds_of = {}, moments.folds
         for fold in moments.counts.nonzero()[:, 0].tolist():
             center_then, scatter = scatter_around(center, *moments.without(fold))
             _, directions = principal(scatter)
-            self.others[fold] = center_then, directions[:, k:].contiguous()
-        self._folds = moments.folds
+            self.without_fold[fold] = center_then, directions[:, k:].contiguous()
 
     def forward(self, rows):
         """Return norms (n_samples,), in float64."""
         return residual_norm(rows, self.center, self.basis)
 
     def leave_one_out(self, rows, keys):
-        """Return those of training rows by the subspace of the rows in other folds."""
+        """Return the norms of training rows, each outside of the subspace of the other folds."""
         norms = rows.new_empty(len(rows), dtype=torch.float64)
-        folds = self._folds(keys)
-        for fold, (center, basis) in self.others.items():
+        folds = self.folds_of(keys)
+        for fold, (center, basis) in self.without_fold.items():
             chosen = folds == fold
             norms[chosen] = residual_norm(rows[chosen], center, basis)
         return norms
 
     def clear_cache(self):
         """Drop what only `leave_one_out` needs."""
-        self.others = self._folds = None
+        self.without_fold, self.folds_of = {}, None
 
 
 def residual_norm(rows, center, basis):
-    """Return the norm of the part of rows along a basis, in float64.
+    """Return the norm of the residual of rows, in float64.
 
-    √(‖z‖² - ‖zP‖²) by the other directions would lose 2 % where 4 of 64 are left, in float32.
+    Not as √(‖z‖² - ‖zP‖²) with the leading directions P: in float32 that is off by 2 % where 4 of
+    64 directions are outside.
     """
     return torch.linalg.vector_norm((rows.double() - center) @ basis, dim=1)

@@ -1,4 +1,4 @@
-"""Mahalanobis: distance to the closest class mean, and that relative to the mean of all rows."""
+"""Mahalanobis: the distance to the closest class mean, perhaps relative to that to all rows."""
 
 from numbers import Real
 
@@ -30,12 +30,13 @@ def total_scatter(moments):
 
 
 def relative_directions(means, weights):
-    """Return in which directions distances to class means and to the mean of all rows differ.
+    """Return the directions in which distances to class means and to the mean of all rows differ.
 
-    In white coordinates around the mean of all rows their covariance is 1 + Σ w m mᵀ, m the class
-    means. Of the distances to class c and to the mean, |x - m|² - xᵀ(1 + Σ w m mᵀ)⁻¹x, all cancels
-    but in the span of the class means. Along its principal axes, z = x @ directions, what is left
-    is |m|² - 2 z·m + Σ z² s²/(1 + s²), without a difference of large numbers.
+    In coordinates that are white within the classes, around the mean of all rows, the covariance
+    of all rows is 1 + Σ w m mᵀ, with the class means m and their weights w. The difference of the
+    two squared distances is |x - m|² - xᵀ(1 + Σ w m mᵀ)⁻¹x. It cancels outside of the span of the
+    class means; along the principal axes of that, z = x @ directions, it is
+    |m|² - 2 z·m + Σ z² s²/(1 + s²), in which no large numbers are subtracted.
 
     Parameters
     ----------
@@ -56,9 +57,9 @@ def relative_directions(means, weights):
 
 
 class MahalanobisScorer(LearningScorer):
-    """Features → minus the squared distance to the closest class mean, perhaps less another."""
+    """Features → minus the squared distance to the closest class mean, perhaps relative."""
 
-    # The last where distances are relative.
+    # `shrinkage` is None unless distances are relative.
     learned = ("center", "projection", "means", "shrinkage")
 
     def __init__(self, power, relative, reg_covar):
@@ -66,12 +67,12 @@ class MahalanobisScorer(LearningScorer):
         self.power, self.relative, self.reg_covar = power, relative, reg_covar
         self.clear_cache()
 
-    def _rows(self, features):
+    def _scaled(self, features):
         return radial(features.double(), self.power)
 
     def check(self, inputs):
         """Raise if squares would overflow."""
-        check_squares(self._rows(inputs[0]))
+        check_squares(self._scaled(inputs[0]))
 
     def init_state(self, inputs, n_classes, n_expected):
         """Return the moments of no rows."""
@@ -79,7 +80,7 @@ class MahalanobisScorer(LearningScorer):
 
     def update(self, state, inputs, class_indices, keys):
         """Add a batch to the moments."""
-        state.update(self._rows(inputs[0]), class_indices)
+        state.update(self._scaled(inputs[0]), class_indices)
 
     def finalize(self, state, classes):
         """Factor the covariance, with a larger ridge where it is singular."""
@@ -95,27 +96,28 @@ class MahalanobisScorer(LearningScorer):
         self.projection, _, ridge = factor_covariance(scatter, n_rows, ridge, least_ridge, name)
         self.center, self.shrinkage = nearest_to_zero(state), None
         self.moments = state
-        # The ridge stays when a row is left out.
-        left_out = [(scatter, self.center)]
+        # For `leave_one_out`: around which point, of rows within the classes and then of all rows.
+        spreads = [(scatter, self.center)]
         if self.relative:
-            left_out.append(total_scatter(state))
-            self.center = left_out[1][1]
+            spreads.append(total_scatter(state))
+            self.center = spreads[1][1]
             white = (state.means - self.center) @ self.projection
             directions, self.shrinkage = relative_directions(white, counts / n_rows)
             self.projection = self.projection @ directions
         self.means = (state.means - self.center) @ self.projection
-        self.left_out = [
+        # The ridge stays when a row is left out.
+        self.one_less = [
             (center, factor_covariance(scatter, (n_rows - 1).clamp(min=1), ridge, least_ridge)[0])
-            for scatter, center in left_out
+            for scatter, center in spreads
         ]
 
     def clear_cache(self):
         """Drop what only learning needs."""
-        self.moments = self.left_out = None
+        self.moments = self.one_less = None
 
     @property
     def _row_bytes(self):
-        """What scoring a row takes."""
+        """The memory that scoring a row takes."""
         return 8 * (6 * len(self.center) + 4 * len(self.means))
 
     def forward(self, features):
@@ -126,36 +128,42 @@ class MahalanobisScorer(LearningScorer):
 
     def _score(self, features):
         """Score rows of a block."""
-        white = (self._rows(features) - self.center) @ self.projection
+        white = (self._scaled(features) - self.center) @ self.projection
         if self.shrinkage is None:
             scores = -squared_distances(white, self.means).amin(1)
         else:
             nearness = 2 * white @ self.means.T - squared_norms(self.means)
             scores = nearness.amax(1) - (white.square() * self.shrinkage).sum(1)
-        # Minus infinity where a square overflows.
+        # A square that overflows gives minus infinity.
         return clip_to(scores, torch.float64)
 
     def leave_one_out(self, inputs, class_indices, keys):
-        """Score training rows under Gaussians refitted without each; the ridge is kept.
+        """Score each training row under Gaussians refitted without it; the ridge is kept.
 
-        Without row x, at a distance q of the mean μ of all n rows, this becomes μ - δ/(n-1), δ =
-        x - μ, and the scatter T - n/(n-1) δδᵀ: by Sherman and Morrison the distance becomes
+        Of n rows with mean μ and scatter T, x is left out. With δ = x - μ the mean becomes
+        μ - δ/(n-1) and the scatter T - n/(n-1) δδᵀ. If q is the squared distance of x to μ under
+        T/(n-1), then by Sherman and Morrison that to the new mean under the new covariance is
         (n/(n-1))² q / (1 - n/(n-1)² q). For the classes see `distances_without_own`.
         """
         return score_in_blocks(self._leave_out, self._row_bytes, inputs[0], class_indices)
 
     def _leave_out(self, features, class_indices):
         """Score training rows of a block."""
-        rows, counts, n_rows = self._rows(features), self.moments.counts, self.moments.counts.sum()
-        center, factor = self.left_out[0]
+        rows, counts, n_rows = (
+            self._scaled(features),
+            self.moments.counts,
+            self.moments.counts.sum(),
+        )
+        center, factor = self.one_less[0]
         white, means = ((x - center) @ factor for x in (rows, self.moments.means))
         distances, _ = distances_without_own(white, class_indices, means, counts)
-        # A class that loses its only row has no mean.
+        # A class that loses its only row has no mean left, and is no candidate.
         own = distances.gather(1, class_indices[:, None])
         own = own.masked_fill(counts[class_indices, None] == 1, torch.inf)
         scores = -distances.scatter(1, class_indices[:, None], own).amin(1)
         if self.relative:
-            center, factor = self.left_out[1]
+            center, factor = self.one_less[1]
+            n_rows = counts.sum()
             grow = n_rows / (n_rows - 1)
             total = squared_norms((rows - center) @ factor)
             scores += grow.square() * total / room_left(1 - grow / (n_rows - 1) * total)
@@ -165,33 +173,35 @@ class MahalanobisScorer(LearningScorer):
 class MahalanobisDetector(FeatureDetector):
     r"""Mahalanobis distance of the features to the closest class mean.
 
-    With the class means :math:`\mu_c` and the covariance :math:`\Sigma` within the classes, of
-    features :math:`h` that are scaled to length 1 first, and a ridge :math:`r`, the score is
-    :math:`-\min_c d_c`, where :math:`d_c = (h - \mu_c)^\top (\Sigma + r)^{-1} (h - \mu_c)`.
-    Relative, it is :math:`-\min_c (d_c - d_0)`, :math:`d_0` the distance to the mean of all rows
-    under their covariance.
+    Features :math:`h` are scaled to length 1. With the class means :math:`\mu_c`, the covariance
+    :math:`\Sigma` within the classes and a ridge :math:`r` on its diagonal, the score is
+    :math:`-\min_c d_c`, where :math:`d_c = (h - \mu_c)^\top (\Sigma + r)^{-1} (h - \mu_c)`. The
+    relative score is :math:`-\min_c (d_c - d_0)`, where :math:`d_0` is the distance to the mean of
+    all rows under the covariance of all rows.
 
     Parameters
     ----------
     normalize : bool or float, default=True
-        Scale features to length 1, as Mahalanobis++ does; False leaves them, as Lee et al. do. A
-        number p in [0, 2] divides them by :math:`\|h\|^p`, the radial scaling of Janiak et al. On
-        OpenOOD's four ImageNet networks length 1 gained, up to 17 points of near and 19 of far
-        AUROC; where lengths tell OOD rows, as those of small networks may, False can be better.
+        True scales features to length 1, as Mahalanobis++ does; False leaves them, as Lee et al.
+        do. A number p in [0, 2] divides them by :math:`\|h\|^p`, the radial scaling of Janiak et
+        al. Length 1 is better on OpenOOD's four ImageNet networks, by up to 17 points of AUROC on
+        near OOD rows and 19 on far ones, and on a ResNet-20 of CIFAR-10 (.90 for .67 on flowers).
+        Where OOD rows differ in length, as in some small networks, False can be better.
     relative : bool, default=False
-        Subtract the distance to the mean of all rows. It cancels but in the directions that tell
-        classes apart: better on OOD rows near to the classes, blind to what differs elsewhere.
-        Needs y with two classes.
+        Subtract the distance to the mean of all rows. Only the directions in which classes differ
+        are left: better on OOD rows near the classes, blind to differences in other directions.
+        Needs y with at least two classes.
     reg_covar : "auto" or float, default="auto"
-        The ridge on the diagonal. "auto" is 0.01 times the mean variance of a (scaled) feature
-        within the classes. 0 is allowed.
+        The ridge r. "auto" is 0.01 times the mean variance of the (scaled) features within the
+        classes: with 100 rows of the 64 features of a ResNet-20 it gave .792 against flowers and 0
+        gave .763, with 4000 rows .904 and .903. 0 is the papers'.
 
     Attributes
     ----------
     scorer_ : nn.Module
         Maps features to scores; its buffers are ``center`` (n_features,), ``projection``
-        (n_features, n_directions), which whitens rows, ``means`` (n_classes, n_directions) of
-        white rows and, where distances are relative, ``shrinkage`` (n_directions,).
+        (n_features, n_directions), which whitens centred rows, ``means`` (n_classes, n_directions)
+        of whitened rows and, where distances are relative, ``shrinkage`` (n_directions,).
 
     See Also
     --------
@@ -199,17 +209,17 @@ class MahalanobisDetector(FeatureDetector):
 
     Notes
     -----
-    Lee et al. is ``normalize=False, reg_covar=0``; RMD is the same with ``relative=True``,
-    Mahalanobis++ is ``reg_covar=0``, its relative form with ``relative=True``. Without y one
-    Gaussian is fitted to all rows; with features of length 1 that ranks as SSD with one cluster.
-    A covariance that is singular gets a larger ridge and a warning. For the threshold each
-    training row is scored without itself, exactly but for the ridge of "auto", which is kept:
-    with 217 rows of 64 features a threshold on the plain scores called 20 % of fresh rows
-    out-of-distribution in place of 5.
+    Lee et al.'s detector is ``normalize=False, reg_covar=0``; RMD is that with ``relative=True``.
+    Mahalanobis++ is ``reg_covar=0``, its relative form that with ``relative=True``. Without y one
+    Gaussian is fitted to all rows; on features of length 1 it ranks as SSD with one cluster does.
+    A covariance that is singular gets a larger ridge, with a warning. For the threshold each
+    training row is scored without itself, exactly but for the ridge of "auto", which is kept: with
+    217 rows of 64 features a threshold on plain scores called 20 % of fresh rows
+    out-of-distribution instead of 5 %.
 
     OpenOOD and the authors of Mahalanobis++ use no ridge. pytorch-ood does not divide its scatter
-    by the number n of rows: with ``normalize=False, reg_covar=1e-6 / n`` these scores are 2n times
-    (relative ones n times) minus its own.
+    by the number n of rows: with ``normalize=False, reg_covar=1e-6 / n`` the scores are -2n times
+    (relative ones -n times) its own.
 
     References
     ----------

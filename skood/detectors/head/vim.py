@@ -26,7 +26,7 @@ class ViMScorer(LearningScorer):
     def __init__(self, head, n_components, center, alpha):
         super().__init__()
         self.head, self.residual = head, Residual(n_components)
-        self.centered_at, self.weight = center, alpha
+        self.around, self.alpha_rule = center, alpha
 
     def _logits(self, features, logits=None):
         return self.head(features) if logits is None else logits
@@ -36,7 +36,7 @@ class ViMScorer(LearningScorer):
         check_squares(inputs[0])
 
     def init_state(self, inputs, n_classes, n_expected):
-        """Return moments of no rows, and a sample for the norms of residuals."""
+        """Return moments and sums of no rows, and an empty sample for the norms of residuals."""
         features = inputs[0]
         return State(
             moments=FoldMoments(features.shape[1], "full", features.device),
@@ -53,12 +53,16 @@ class ViMScorer(LearningScorer):
         state.sample.add([features[chosen]], keys[chosen])
 
     def finalize(self, state, classes):
-        """Take the residual directions and the weight of the norm."""
-        origin = head_origin(self.head) if self.centered_at == "origin" else None
+        """Find the residual directions, and the weight of the residual."""
+        origin = head_origin(self.head) if self.around == "origin" else None
         self.residual.finalize(state.moments, origin)
-        if not isinstance(self.weight, str):
-            self.alpha = self.residual.center.new_tensor([float(self.weight)])
-            return
+        if isinstance(self.alpha_rule, str):
+            self.alpha = self._measured_alpha(state)
+        else:
+            self.alpha = torch.full_like(state.sum_of_largest, self.alpha_rule)
+
+    def _measured_alpha(self, state):
+        """Return the mean of the largest logits over the mean norm of the residuals."""
         keys, (rows,) = state.sample.sample()
         norm = self._mean_norm(rows, keys)
         size = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).mean()
@@ -71,27 +75,29 @@ class ViMScorer(LearningScorer):
                     "n_components, more rows, or a number as alpha."
                 )
             warn("All training rows are equal and have no residual: the score is the energy alone.")
-            self.alpha = torch.zeros_like(state.sum_of_largest)
-            return
+            return torch.zeros_like(state.sum_of_largest)
         largest = state.sum_of_largest / state.moments.counts.sum()
         if bool(largest < 0):
             warn(
-                "The largest logits are negative on average, which ViM does not assume: their size "
-                "is the weight of the residual."
+                "The largest logits are negative on average, which ViM does not assume: the weight "
+                "of the residual is measured by their absolute value."
             )
-        self.alpha = largest.abs() / norm
+        return largest.abs() / norm
 
     def _mean_norm(self, rows, keys):
-        """Return the mean norm of the residuals of rows, held out or not."""
-        held_out, total = self.weight == "auto", 0.0
-        for some, of_some in zip(rows.split(1024), keys.split(1024), strict=True):
-            norms = self.residual.leave_one_out(some, of_some) if held_out else self.residual(some)
+        """Return the mean norm of residuals, outside of subspaces without the rows for "auto"."""
+        held_out, total = self.alpha_rule == "auto", 0.0
+        for block, block_keys in zip(rows.split(1024), keys.split(1024), strict=True):
+            if held_out:
+                norms = self.residual.leave_one_out(block, block_keys)
+            else:
+                norms = self.residual(block)
             total += norms.sum()
         return total / len(rows)
 
     @property
     def n_components_(self):
-        """The number of directions that are no residual."""
+        """The dimension of the subspace."""
         n_features, n_left = self.residual.basis.shape
         return n_features - n_left
 
@@ -114,10 +120,10 @@ class ViMScorer(LearningScorer):
 class ViMDetector(PoolsLayer, HeadDetector):
     r"""Virtual-logit matching: the energy less the size of what lies outside of a subspace.
 
-    With the features :math:`z = h - o` as seen from a point :math:`o`, and :math:`R` the
-    directions of their scatter :math:`\sum z z^\top` after the first :math:`k`, the score is
-    :math:`\log\sum_c e^{l_c} - \alpha\,\|z R\|_2`: the residual is one more logit, of a class of
-    OOD rows.
+    Let :math:`z = h - o` be the features as seen from a point :math:`o`, and :math:`R` the
+    eigenvectors of the scatter :math:`\sum z z^\top` of the training rows but the first
+    :math:`k`. The score is :math:`\log\sum_c e^{l_c} - \alpha\,\|z R\|_2`: the norm of the
+    residual, weighted, is the logit of one more class, that of OOD rows.
 
     Parameters
     ----------
@@ -126,21 +132,21 @@ class ViMDetector(PoolsLayer, HeadDetector):
         positions; tokens that are 0 in ``X["attention_mask"]`` do not count. It takes
         ``center="mean"``. None: what enters the last linear layer.
     n_components : int, float or None, default=None
-        The number k of leading directions, less than that of the features, or the share of the
-        variance that they hold, in (0, 1). None is the authors' choice: 1000 of 2048 features and
-        more, 512 from 768 on, else half of them.
+        The dimension k of the subspace, less than the number of features D. A share in (0, 1): as
+        few directions as hold this share of the variance. None: the authors' choice, 1000 from
+        D = 2048 on and 512 from 768 on; below, where they have none, D / 2.
     center : {"origin", "mean"}, default="origin"
         The point o: :math:`-W^+ b`, where the logits vanish (the paper), or the mean training row.
     alpha : {"auto", "train"} or float, default="auto"
-        The weight of the residual. "train" is the paper's, the mean of the largest logits over the
-        mean norm of the residuals of training rows. "auto" takes the norms outside of subspaces
-        that the rows had no part in. Both tend to the same with many rows; with fewer than a few
-        for each direction "train" explodes.
+        The weight of the residual. "train" is the paper's: the mean of the largest logits over
+        the mean norm of the residuals of training rows. "auto" measures these norms outside of
+        subspaces that were learned without the row. With many rows both are the same; with
+        fewer than a few for each direction "train" is much too large.
 
     Attributes
     ----------
     n_components_ : int
-        The number of directions used.
+        The dimension of the subspace.
     scorer_ : nn.Module
         Maps features, or features and logits, to scores; its buffers ``residual.center`` (D,),
         ``residual.basis`` (D, D - k) and ``alpha`` hold what was learned.
@@ -151,17 +157,20 @@ class ViMDetector(PoolsLayer, HeadDetector):
 
     Notes
     -----
-    For "auto" and for the threshold of ``predict`` the rows are in ten folds (five from 1024
-    features on), told by what they hold, and each is scored by the subspace of the other folds. On
-    the rows that it was learned from the residual is too small: a threshold on plain scores called
-    21 % of fresh digits out-of-distribution where 5 % were wanted. With 100 rows of 512 features
-    :math:`\alpha` was 3e13 in place of 37, and the AUROC .935 in place of .997. Norms are those of
-    up to :math:`2^{24} / D` rows.
+    For "auto" and for the threshold of ``predict`` the rows are divided into ten folds (five from
+    1024 features on) by a hash of their content, and each is scored by the subspace of the other
+    folds. Outside of the subspace that was learned from it a row's residual is too small: a
+    threshold on plain scores called 21 % of fresh digits out-of-distribution instead of 5 %. With
+    100 images of CIFAR-10 and the 64 features of a ResNet-20, "auto" gave an AUROC of .889 against
+    flowers and "train" .809, with 4000 images .903 and .902. Norms are those of up to
+    :math:`2^{24} / D` rows. Rows of a rank of k or less leave no residual, which is an error.
 
-    Singular values of :math:`W` below 1e-4 of the first are taken for rounding: a logistic
-    regression has rank C - 1. Where training rows leave no residual, the score is the energy, with
-    a warning. pytorch-ood and OpenOOD compute ``alpha="train"``; oodeel ``center="mean"`` with
-    ``n_components=0.99`` less one direction.
+    Singular values of :math:`W` below 1e-4 of the first count as rounding: a logistic regression
+    has rank C - 1. Where the largest logits are negative on average, their absolute value counts.
+
+    The authors, OpenOOD and pytorch-ood compute ``alpha="train"``, the latter two with a k that is
+    given. oodeel does too, with ``n_components=0.99`` less one direction; its
+    ``pca_origin="center"`` is ``center="mean"``.
 
     References
     ----------

@@ -16,17 +16,17 @@ from skood.learning.agreement import label_columns
 from skood.learning.learning import LearningScorer
 from skood.learning.reservoir import Reservoir
 
-# Of so many rows the temperature is fitted.
+# The temperature is fitted to at most so many rows.
 N_ROWS = 20_000
-# Where a temperature is looked for. Without bounds there may be none that is best.
+# Between these a temperature is searched. Outside the cross-entropy may fall without end.
 COLDEST, HOTTEST = 0.01, 100.0
 
 
 def fit_temperature(logits, columns):
     """Return the temperature of the least cross-entropy.
 
-    Where all rows are classified right that falls without end as T does. So the label has the
-    probability 1 - 1/(n + 2) of n rows, and all classes share the rest, as Platt has it.
+    Where all rows are classified right it falls without end as the temperature does. So targets are
+    Platt's: of n rows the label has the probability 1 - 1/(n + 2), and all classes share the rest.
 
     Parameters
     ----------
@@ -37,13 +37,13 @@ def fit_temperature(logits, columns):
     """
     n_samples, n_classes = logits.shape
     rest = 1 / (n_samples + 2)
-    # Sums over rows must not overflow.
+    # So that sums over rows do not overflow.
     logits = tempered(logits).clamp(min=-1e150)
     of_labels = logits.gather(1, columns[:, None]).sum()
     wanted = float((1 - rest) * of_labels + rest / n_classes * logits.sum())
 
     def slope(log_temperature):
-        # Of the cross-entropy by 1 / T, in which it is convex.
+        # The derivative of the cross-entropy with respect to 1 / T, in which it is convex.
         p = torch.softmax(logits / math.exp(log_temperature), dim=1)
         return float(p.mul_(logits).sum()) - wanted
 
@@ -59,7 +59,7 @@ def fit_temperature(logits, columns):
 
 
 class TemperatureScorer(LearningScorer):
-    """Logits → scores of them at the temperature that fits training rows best."""
+    """Logits → scores at the temperature that fits the training rows best."""
 
     learned = ("temperature",)
     needs_row_keys = True
@@ -77,16 +77,16 @@ class TemperatureScorer(LearningScorer):
             )
 
     def init_state(self, inputs, n_classes, n_expected):
-        """Return a sample without rows."""
+        """Return an empty sample."""
         return Reservoir(N_ROWS, n_expected, with_codes=True)
 
     def update(self, state, inputs, class_indices, keys):
-        """Keep the rows of a batch that are drawn."""
+        """Add the rows that are drawn to the sample, with their classes."""
         chosen = state.choose(keys)
         state.add([inputs[0][chosen], class_indices[chosen]], keys[chosen])
 
     def finalize(self, state, classes):
-        """Fit the temperature to the rows whose class has a logit."""
+        """Fit the temperature to the rows whose class the network knows."""
         _, (logits, class_indices) = state.sample()
         columns = label_columns(class_indices, classes, logits.shape[1], self.classes)
         known = columns >= 0
@@ -98,7 +98,7 @@ class TemperatureScorer(LearningScorer):
         return self.score(logits, self.temperature)
 
     def leave_one_out(self, inputs, class_indices, keys):
-        """Score training rows: of one number they all learn, a row moves little."""
+        """Score training rows as they are: one row hardly moves the one number that is learned."""
         return self(*inputs)
 
 
@@ -116,11 +116,12 @@ class MSPDetector(LogitsDetector):
     Parameters
     ----------
     temperature : float or "fit", default=1.0
-        T, what the logits are divided by. "fit" is the one of the least cross-entropy of (X, y),
-        temperature scaling, best on rows that the network has not been trained on.
+        T, what the logits are divided by. "fit" is temperature scaling: the temperature with the
+        least cross-entropy on (X, y), which should be rows that the network was not trained on.
     log : bool, default=True
-        Log-odds, which differ where the network is so confident that p rounds to 1: of logits
-        times 4 the AUROC of p fell from .96 to .82 in float32. False: p itself, the paper's score.
+        True: the log-odds, which tell rows apart where the network is so confident that p rounds
+        to 1. With all logits multiplied by 4 the AUROC of p fell from .96 to .82 in float32, that
+        of the log-odds did not. False: p itself, the paper's score.
 
     Attributes
     ----------
@@ -133,11 +134,11 @@ class MSPDetector(LogitsDetector):
 
     Notes
     -----
-    The temperature is fitted in (0.01, 100), of more than 20 000 rows to a random sample of that
-    size, by a root of the derivative to the last digits. The targets are Platt's: with 1 and 0 in
-    their place there is no best temperature where every row is classified right. pytorch-ood's and
-    OpenOOD's ``TemperatureScaling`` stop on the way there, after 50 steps: at 1.29 where 7.21 is
-    best. Rows of a class that `model` does not know, as a frozen classifier tells, are left out.
+    The temperature is searched in (0.01, 100), to the last digits; of more than 20 000 rows on a
+    random sample of that size. The targets of the cross-entropy are Platt's: with 1 and 0 no
+    temperature is best where every row is classified right. pytorch-ood and OpenOOD stop their
+    search after 50 steps, in one case at 1.29 where 7.21 is best. Rows of classes that `model` does
+    not know, which a frozen classifier tells, are left out of the fit.
 
     References
     ----------

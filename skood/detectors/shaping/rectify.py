@@ -1,4 +1,4 @@
-"""Activations within bounds, which may be quantiles of those of training rows."""
+"""Rectified activations: kept within bounds, which may be quantiles over training rows."""
 
 import torch
 
@@ -17,9 +17,9 @@ def rectify(x, low=None, high=None, below="clip", lift=0.0):
     low, high : Tensor, default=None
         Bounds that broadcast to `x`; None is none.
     below : {"clip", "zero"}, default="clip"
-        What becomes of activations below `low`: `low`, or 0.
+        Whether activations below `low` become `low` or 0.
     lift : float, default=0.0
-        To add to those within the bounds.
+        Added to activations within the bounds.
     """
     low, high = (None if bound is None else bound.to(x) for bound in (low, high))
     if low is None and high is None:
@@ -45,14 +45,14 @@ class Rectify(LearnedModule):
 
 
 class QuantileRectify(Rectify, LearnedShaping):
-    """`Rectify` by quantiles of the activations of training rows.
+    """`Rectify` whose bounds are quantiles of the activations of training rows.
 
     Parameters
     ----------
     lower, upper : float or None
-        Their levels; None is no bound.
+        The levels of the quantiles; None is no bound.
     per_channel : bool
-        Take the quantiles of each channel, or of all activations.
+        Whether each channel has its own quantiles, or all activations have the same.
     below, lift
         See `rectify`.
     """
@@ -60,7 +60,7 @@ class QuantileRectify(Rectify, LearnedShaping):
     def __init__(self, lower, upper, per_channel, below="clip", lift=0.0):
         super().__init__(below=below, lift=lift)
         self.levels, self.per_channel = (lower, upper), per_channel
-        # Of the rows of the sample, and their activations in order.
+        # The keys of the sampled rows, ascending, and their activations in ascending order.
         self.keys = self.ordered = None
 
     def init_state(self, activations, n_expected):
@@ -68,7 +68,7 @@ class QuantileRectify(Rectify, LearnedShaping):
         return activation_sample(activations, n_expected)
 
     def update(self, state, activations, keys):
-        """Put the activations of the rows that are drawn into the sample."""
+        """Add the activations of those rows that are drawn to the sample."""
         chosen = state.choose(keys)
         state.add([activations[chosen]], keys[chosen])
 
@@ -97,7 +97,7 @@ class QuantileRectify(Rectify, LearnedShaping):
         self.keys = self.ordered = None
 
     def _columns(self, activations):
-        """Return activations as (n_samples, width, n_channels), or one channel of all."""
+        """Return activations (n_samples, width, n_channels), with one channel for all if shared."""
         if not self.per_channel:
             return activations.flatten(1)[:, :, None]
         if activations.ndim == 2:
@@ -105,7 +105,7 @@ class QuantileRectify(Rectify, LearnedShaping):
         return activations.movedim(self.channel_axis, -1).flatten(1, -2)
 
     def _bound(self, level, ndim, left_out=None):
-        """Return a quantile in a shape that broadcasts to activations; None without a level."""
+        """Return the quantile of a level, in a shape that broadcasts to activations, or None."""
         if level is None:
             return None
         bound = quantile(self.ordered, level, left_out)
