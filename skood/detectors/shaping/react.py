@@ -14,27 +14,30 @@ from skood.estimators.parameters import param
 class ReActDetector(ShapingDetector):
     r"""Rectified activations: cut off the largest activations of a layer, then score the logits.
 
-    Activations :math:`h` become :math:`\min(h, c)`, where :math:`c` is a quantile of the
-    activations of all training rows: those of OOD rows tend to be few and very large. The rest of
-    the network gives logits, whose energy is the score.
+    Activations :math:`h` become :math:`\min(h, c)`, where :math:`c` is a quantile of all activations
+    of the training rows: OOD rows tend to have a few very large ones. The rest of the network gives
+    logits, whose energy is the score.
 
     Parameters
     ----------
     percentile : float, default=0.9
-        The level of the quantile, in (0, 1]; the paper's.
+        The level of the quantile, in (0, 1]. 0.9 is the paper's. On the 64 features of a ResNet-20
+        for CIFAR-10 it gave an AUROC of .907 against noise and .915 against flowers, 0.99 gave .848
+        and .921, the energy alone .835 and .921.
     lower : float, default=None
-        The level of a quantile to which smaller activations are raised, in [0, percentile): for
-        signed activations, whose large negative values count as much. None: they stay.
+        The level of a second quantile, in [0, percentile), to which smaller activations are raised:
+        for signed activations, whose large negative values count as much. None: they stay.
     per_channel : bool, default=False
-        Take quantiles of each channel of the layer instead of all activations.
+        Whether each channel has quantiles of its own instead of one for all activations.
     threshold : float, default=None
-        The bound :math:`c` itself. Then nothing is learned from training rows.
+        The bound :math:`c` itself. Then no quantile is learned from training rows.
 
     Attributes
     ----------
     scorer_ : nn.Module
-        Maps activations, or inputs of the network, to scores; buffers ``low`` and ``high`` of the
-        module that rectifies are the bounds.
+        Maps activations, or inputs of the network, to scores; ``scorer_.shaping`` rectifies, and
+        its buffers ``low`` and ``high`` are the bounds. With a `threshold` the bound is given, and
+        there is no such part.
 
     See Also
     --------
@@ -42,14 +45,15 @@ class ReActDetector(ShapingDetector):
 
     Notes
     -----
-    Quantiles are numpy's, of all rows up to :math:`2^{24}` activations and of 256 rows at least; of
-    more rows, of a random sample. For the threshold of ``predict`` each of these rows is scored by
-    the quantiles of the others, exactly. ``fit`` takes one pass through the network; where that
-    cannot be cut at the layer, as inside of a skip connection, it is run again from X on.
+    Quantiles are numpy's, with linear interpolation: of all rows if they have no more than
+    :math:`2^{24}` activations or are no more than 256, else of a random sample of that size. For
+    the threshold of ``predict`` each row of the sample is scored by the quantiles of the others,
+    exactly. ``fit`` takes one pass through the network; where that cannot be cut at the layer, as
+    inside of a skip connection, it is run again from X.
 
-    OpenOOD and pytorch-ood take the same quantile. scio's ``symmetric`` is
-    ``lower=1 - percentile``, with ``logit_score="msp"``; oodeel's default is a quantile of 0.8, the
-    ``threshold`` that edadaltocg/detectors takes is 1.
+    OpenOOD and pytorch-ood compute the same. oodeel's default is ``percentile=0.8``,
+    edadaltocg/detectors' is ``threshold=1``. scio's ``symmetric`` is ``lower=1 - percentile,
+    logit_score="msp"``; it takes the next higher activation instead of interpolating.
 
     References
     ----------
