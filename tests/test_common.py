@@ -661,6 +661,8 @@ def test_signed_features_are_told_to_ash(iris):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ASHDetector().fit(X, y)
+        # The energy alone.
+        ASHDetector(percentile=0, variant="p").fit(X - X.mean(0), y)
 
 
 def test_warnings_point_at_the_users_line(iris):

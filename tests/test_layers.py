@@ -298,15 +298,31 @@ class Text(nn.Module):
         for part in (self.embedding, self.hidden, self.conv, self.fc):
             nn.init.normal_(part.weight)
 
-    def forward(self, input_ids, attention_mask):
-        """Map texts to logits."""
-        mask = attention_mask != 0
+    def tokens(self, input_ids, mask):
+        """Map texts to tokens (n, T, 8)."""
         places = (mask.cumsum(1) - 1).to(self.fc.weight.dtype)[..., None] / 10
         x = self.embedding(input_ids) + self.position(places)
         x = x + self.attention(x, x, x, key_padding_mask=~mask, need_weights=False)[0]
-        x = self.conv(torch.tanh(self.hidden(x)).mT)
-        x = torch.tanh(x) * mask[:, None]
+        return torch.tanh(self.hidden(x))
+
+    def forward(self, input_ids, attention_mask):
+        """Map texts to logits."""
+        mask = attention_mask != 0
+        x = torch.tanh(self.conv(self.tokens(input_ids, mask).mT)) * mask[:, None]
         return self.fc(x.sum(2) / mask.sum(1, keepdim=True))
+
+
+class TextWithoutHead(Text):
+    """The same network, whose output is its tokens, alone or as Hugging Face's entry."""
+
+    def __init__(self, returns_dict):
+        super().__init__()
+        self.returns_dict = returns_dict
+
+    def forward(self, input_ids, attention_mask):
+        """Map texts to tokens."""
+        tokens = self.tokens(input_ids, attention_mask != 0)
+        return {"last_hidden_state": tokens} if self.returns_dict else tokens
 
 
 def texts(width, left=False):
@@ -365,6 +381,22 @@ def test_padding_changes_no_score(detector):
         pickle.loads(pickle.dumps(detector)).score_samples(texts(40)),
         detector.score_samples(texts(40)),
     )
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("how", ["avg", "max", "token"])
+@pytest.mark.parametrize("returns_dict", [False, True])
+def test_padding_does_not_count_without_a_head(how, returns_dict, left):
+    net = TextWithoutHead(returns_dict).double()
+    extractor = FeatureExtractor(net, pool=how).fit(texts(20))
+    plain = one_by_one(extractor.transform, texts(20))
+    assert plain.shape == (30, 8) and len(np.unique(plain[:, 0])) > 5
+    for width in (12, 40):
+        found = extractor.transform(texts(width, left))
+        np.testing.assert_allclose(found, plain, rtol=1e-10, atol=1e-12)
+    detector = GMMDetector(net, reg_covar=0.1).fit(texts(20), np.arange(30) % 3)
+    scores = detector.score_samples(texts(20))
+    np.testing.assert_allclose(detector.score_samples(texts(40, left)), scores, rtol=1e-9)
 
 
 def test_masks_that_do_not_apply():

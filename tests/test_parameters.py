@@ -116,7 +116,7 @@ def test_docstrings_take_what_they_lack_from_the_bases():
     assert start.startswith("Minus the norm of the features, to a power.")
     assert doc.index("model : nn.Module") < doc.index("power : float") < doc.index("device : str")
     assert doc.index("Attributes\n") < doc.index("offset_ : float") < doc.index("Notes\n")
-    assert "head" not in doc.split("layer : ")[0]
+    assert "logistic regression" not in doc.split("layer : ")[0]
     assert OfAnotherDefault.__doc__.count("power : ") == 1
 
 

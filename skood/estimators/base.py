@@ -7,13 +7,11 @@ from typing import Self
 
 import numpy as np
 import torch
-from sklearn.base import OutlierMixin
-from sklearn.callback import CallbackSupportMixin
 from sklearn.utils import check_random_state
 from torch import nn
 
 from skood._compat import Interval, _fit_context, move_to_numpy
-from skood._typing import Inputs, Labels
+from skood._typing import CallbackSupportMixin, Inputs, Labels, OutlierMixin
 from skood._warnings import silent
 from skood.data.arrays import namespace_of
 from skood.data.labels import is_numeric
@@ -71,22 +69,23 @@ class BaseDetector(
     Parameters
     ----------
     false_alarm_rate : float, default=0.05
-        The share of in-distribution rows that ``predict`` may call out-of-distribution.
+        The share of in-distribution rows that ``predict`` may call out-of-distribution; it sets
+        ``offset_``.
 
     Attributes
     ----------
     offset_ : float
-        The threshold on the scores.
+        The threshold: ``predict`` calls rows with a lower score out-of-distribution.
     scorer_ : nn.Module
         Maps what the method consumes to scores; its buffers hold what was learned.
     known_classes_ : array of shape (n_classes,)
         The in-distribution labels, where y was given.
     accuracy_ : float
         The share of the in-distribution rows of ``fit`` whose largest logit is that of their
-        label, as the method sees the logits. There where a trained network gives them and labels
-        tell which is theirs: numbers of logits, or the classes of a frozen classifier.
+        label, as the method sees the logits. Set where a trained network gives them and labels
+        tell which logit is theirs, by being its number or a class of a frozen classifier.
     n_samples_seen_ : int
-        In-distribution rows that ``partial_fit`` has learned from; after it alone.
+        How many in-distribution rows ``partial_fit`` has learned from; not set by ``fit``.
     """
 
     false_alarm_rate: float = param(Interval(Real, 0, 0.5, closed="right"), default=0.05)

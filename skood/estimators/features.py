@@ -5,13 +5,13 @@ from typing import Self
 import joblib
 import numpy as np
 import torch
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
+from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted, check_memory
 from torch import nn
 
 from skood._compat import HasMethods, StrOptions, _fit_context
-from skood._typing import Inputs, Labels
+from skood._typing import ClassNamePrefixFeaturesOutMixin, Inputs, Labels, TransformerMixin
 from skood.data.arrays import move
 from skood.data.lazy import is_dask, lazy, load_distributed
 from skood.data.store import join

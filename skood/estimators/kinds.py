@@ -24,7 +24,15 @@ LOGIT_SCORES = {
 
 
 class FeatureDetector(PoolsLayer, BaseDetector):
-    """Base of detectors that score features. A subclass defines ``_make_scorer()``."""
+    """Base of detectors that score features. A subclass defines ``_make_scorer()``.
+
+    Parameters
+    ----------
+    model : nn.Module, skorch net, scikit-learn classifier or None, default=None
+        Maps X to logits, or to features where it has no head. A trained module or a
+        `FrozenEstimator` is used as it is, another estimator is cloned and fitted. None: X holds
+        features.
+    """
 
     _needs_logits = False
 

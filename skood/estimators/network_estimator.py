@@ -148,12 +148,13 @@ class NetworkEstimator(DeclaresParameters, OneState, ModuleSharing, PrintsNetwor
         Maps X to logits. A trained module or a `FrozenEstimator` is used as it is, another
         estimator is cloned and fitted. None: X holds features.
     device : str or torch.device, default="auto"
-        Where to compute; "auto" is the network's device, or X's without a network.
+        Where to compute, such as "cpu" or "cuda". "auto": on the network's device, or, without a
+        network, on X's.
     batch_size : int, default=None
-        Rows a pass; None is 128 through a network, else as many as fill 32 MiB. A DataLoader has
-        its own.
+        How many rows to compute at once. None: 128 through a network, else as many as fill 32 MiB.
+        A DataLoader has batches of its own.
     verbose : bool or int, default=False
-        Show the progress, on a terminal.
+        Show a progress bar, on a terminal.
 
     Attributes
     ----------

@@ -3,9 +3,9 @@
 import sys
 from typing import Any
 
-from sklearn.base import BaseEstimator
 from torch import nn
 
+from skood._typing import BaseEstimator
 from skood.network.modules import module_device
 
 

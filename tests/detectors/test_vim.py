@@ -1,6 +1,8 @@
 """ViM: plain reference, parity, folds, heads of lower rank, rows without a residual."""
 
 import inspect
+import pydoc
+import re
 import warnings
 
 import numpy as np
@@ -301,8 +303,14 @@ def test_far_features_keep_their_digits(rng, head):
     np.testing.assert_allclose(far.score_samples(X + 2**20), near.score_samples(X), atol=1e-7)
 
 
-def test_help_holds_every_parameter():
-    for name in ("ViMDetector", "ReActDetector"):
-        cls = getattr(skood, name)
-        for parameter in inspect.signature(cls).parameters:
-            assert f"\n{parameter} : " in inspect.getdoc(cls)
+def test_help_describes_every_parameter():
+    """Own and common ones, in the order of the signature, each by a sentence of its own."""
+    parameters = list(inspect.signature(ViMDetector).parameters)
+    assert {"n_components", "layer", "channel_axis", "device", "random_state"} < set(parameters)
+    text = pydoc.plain(pydoc.render_doc(skood.ViMDetector)).replace("\n |  ", "\n")
+    section = text.split("\nParameters\n----------\n")[1].split("\n\n")[0]
+    entries = re.split(r"^(?=\w+ : )", section, flags=re.MULTILINE)[1:]
+    assert [entry.split(" : ")[0] for entry in entries] == parameters
+    for entry in entries:
+        first, *description = entry.splitlines()
+        assert "default=" in first and len(" ".join(description)) > 30

@@ -196,7 +196,9 @@ class ASHDetector(ShapingDetector):
 
     def _inspect(self, scorer, inputs):
         at_head = self.layer is None and inputs[0].ndim == 2
-        if at_head and bool(inputs[0].amin() < 0):
+        # With percentile=0 variant "p" is the score of the logits as they are.
+        shapes = self.percentile > 0 or self.variant != "p"
+        if at_head and shapes and bool(inputs[0].amin() < 0):
             warn(
                 "The features are signed, which ASH does not assume: it keeps the largest values "
                 "and takes them for the strongest. Features after a ReLU suit it, or another "

@@ -14,9 +14,9 @@ from skood.estimators.parameters import param
 class ReActDetector(ShapingDetector):
     r"""Rectified activations: cut off the largest activations of a layer, then score the logits.
 
-    Activations :math:`h` become :math:`\min(h, c)`, where :math:`c` is a quantile of all activations
-    of the training rows: OOD rows tend to have a few very large ones. The rest of the network gives
-    logits, whose energy is the score.
+    Activations :math:`h` become :math:`\min(h, c)`, where :math:`c` is a quantile of all
+    activations of the training rows: OOD rows tend to have a few very large ones. The rest of the
+    network gives logits, whose energy is the score.
 
     Parameters
     ----------
