@@ -31,7 +31,7 @@ from skood.learning.learning import (
     learned_parts,
     threshold_rows,
 )
-from skood.learning.thresholds import N_ULPS, epsilon, lower_quantile, rounding_of
+from skood.learning.thresholds import N_ULPS, epsilon, interpolate, lower_quantile, rounding_of
 from skood.network.model import cross_fitted_heads, frozen_classes
 from skood.network.network import Network
 
@@ -285,7 +285,7 @@ class BaseDetector(
             under = under.double().cpu().numpy()
             inside = np.sort(np.delete(under, held_out))
             like = np.quantile(seen, np.linspace(0, 1, len(inside)))
-            fresh[held_out] = np.interp(under[held_out], inside, like)
+            fresh[held_out] = interpolate(under[held_out], inside, like)
         return torch.from_numpy(fresh).to(scores)
 
     @staticmethod

@@ -82,3 +82,18 @@ def rounding_of(scorer, inputs, network):
     scores, others = scorer(*rows).double(), scorer(*(each(changed, part) for part in rows))
     change = (others.double() - scores).abs()
     return float(change.nan_to_num(0.0).median()) if change.numel() else 0.0
+
+
+def interpolate(x, xp, fp):
+    """Return numpy's interpolation, and what lies beyond all given values as it is.
+
+    Parameters
+    ----------
+    x : ndarray of shape (n_samples,)
+        Where to take it.
+    xp, fp : ndarray of shape (n_values,)
+        Values that go together, ascending.
+    """
+    found = np.interp(x, xp, fp)
+    found = np.where(x < xp[0], np.minimum(x, found), found)
+    return np.where(x > xp[-1], np.maximum(x, found), found)
