@@ -237,6 +237,24 @@ def rows_of_training():
         yield f"false alarms at 5 %, trained: {kind}", span(list(shares.values()))
 
 
+def few_rows(n_draws=1000):
+    """Share of fresh normal rows that fall below the threshold of few."""
+    net = nn.Linear(2, 3).double()
+    nn.init.normal_(net.weight, generator=torch.Generator().manual_seed(0))
+    energy = ASHDetector(net, variant="p", percentile=0)
+    for detector, n_features in ((energy, 2), *((GMMDetector(), d) for d in (1, 2, 4, 8))):
+        for n_rows, rate in ((100, 0.01), (50, 0.05)):
+            rng, shares = np.random.default_rng(0), []
+            for _ in range(n_draws):
+                detector.set_params(false_alarm_rate=rate).fit(
+                    rng.normal(size=(n_rows, n_features))
+                )
+                shares.append(false_alarms(detector, rng.normal(size=(4000, n_features))))
+            error = np.std(shares) / n_draws**0.5
+            what = f"{type(detector).__name__}, {n_features} features, {n_rows} rows at {rate:.0%}"
+            yield what, f"{np.mean(shares):.2%} (standard error {error:.2%})"
+
+
 def calibrated_digits():
     """Count false alarms among 217 fresh digits, calibrated on 217 others and not."""
     first, means = [], []
@@ -444,6 +462,7 @@ CLAIMS = [
     nac_steepness,
     softmax_of_unseen_digits,
     rows_of_training,
+    few_rows,
     calibrated_digits,
     calibration_methods,
     false_discoveries,
