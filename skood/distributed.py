@@ -13,8 +13,8 @@ from torch import nn
 
 from skood._compat import move_to_numpy
 from skood.data.labels import as_labels, encode_labels, is_label_map
+from skood.estimators.chunks import LearnsFromChunks
 from skood.estimators.network_estimator import computing
-from skood.estimators.pieces import LearnsInPieces
 from skood.learning.accumulated import AccumulatedState
 from skood.learning.states import State
 from skood.network.modules import private_copy, unwrap
@@ -196,7 +196,7 @@ def share(estimator, learns=False):
     """
     twin = object.__new__(type(estimator))
     vars(twin).update(vars(estimator), verbose=False)
-    if isinstance(twin, LearnsInPieces) and not learns:
+    if isinstance(twin, LearnsFromChunks) and not learns:
         # What `partial_fit` goes on from may be as large as a bank.
         twin._drop_accumulated()
     if estimator.device == "auto":

@@ -218,16 +218,16 @@ def test_layers_of_features_are_the_features():
 def test_eight_threads_read_their_own_rows():
     network, _ = network_of(seeded(ResNet))
     body = network.layers([*LAYERS, None], with_logits=True)
-    taps = network.gradients(LAYERS, None, lambda z, g, **where: (z * g).flatten(1))
+    gradients = network.gradients(LAYERS, None, lambda z, g, **where: (z * g).flatten(1))
     moved = network.moved(energy, 0.01)
     passes = NetworkEnsemble(seeded(WithDropout), seeded(WithDropout))
     rows = [torch.from_numpy(sample_inputs(network.module, 3, s)) for s in range(8)]
     dropout, y = network_of(passes.networks[0])[0].passes(3), torch.randn(8, 3, 8)
-    alone = [(*body(x), *taps(x), moved(x), dropout(v)) for x, v in zip(rows, y, strict=True)]
+    alone = [(*body(x), *gradients(x), moved(x), dropout(v)) for x, v in zip(rows, y, strict=True)]
 
     def work(i):
         i %= 8
-        found = (*body(rows[i]), *taps(rows[i]), moved(rows[i]), dropout(y[i]))
+        found = (*body(rows[i]), *gradients(rows[i]), moved(rows[i]), dropout(y[i]))
         return all(torch.equal(a, b) for a, b in zip(found, alone[i], strict=True))
 
     with ThreadPoolExecutor(8) as pool_of_threads:
@@ -308,9 +308,9 @@ def test_what_follows_a_cut_gives_the_logits(net, layer, n_parts):
     kept = [part.clone() for part in parts]
     torch.testing.assert_close(parts[0], network.layer(layer, how=None)(x))
     torch.testing.assert_close(rest(*parts), net(x))
-    edited = network.edited(layer, Doubled())(x)
-    torch.testing.assert_close(rest(Doubled()(parts[0]), *parts[1:]), edited)
-    assert not torch.allclose(edited, net(x))
+    transformed = network.with_layer_transform(layer, Doubled())(x)
+    torch.testing.assert_close(rest(Doubled()(parts[0]), *parts[1:]), transformed)
+    assert not torch.allclose(transformed, net(x))
     for part, was in zip((*parts, x), (*kept, before), strict=True):
         assert torch.equal(part, was)
     again_body, again_rest = reloaded(network, net).cut(layer)

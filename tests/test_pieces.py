@@ -644,7 +644,7 @@ def test_parameters_are_those_of_the_last_piece():
     found.set_params(false_alarm_rate=0.01, k=1)
     expected = NNGuideDetector(head(), k=3, false_alarm_rate=0.3).fit(X, y)
     assert found.k_ == 3 and found.offset_ == pytest.approx(expected.offset_)
-    with pytest.raises(ValueError, match="k=1 is another value than that of the first piece, 3"):
+    with pytest.raises(ValueError, match="k=1 is another value than that of the first chunk, 3"):
         found.partial_fit(X, y)
 
 

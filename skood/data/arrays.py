@@ -15,7 +15,7 @@ from skood.functional import all_finite
 FEATURE_BATCH_BYTES = 32 * 2**20
 # Temporaries of this size stay in cache. Those of a batch of 32 MiB are mapped anew each time: half
 # of the time of ASH and GradNorm on features.
-PIECE_BYTES = 4 * 2**20
+CHUNK_BYTES = 4 * 2**20
 NETWORK_BATCH_ROWS = 128
 
 

@@ -18,9 +18,9 @@ from skood.data.labels import is_numeric
 from skood.data.lazy import is_dask, load_distributed
 from skood.data.store import join
 from skood.data.streams import Stream
+from skood.estimators.chunks import LearnsFromChunks, unlearned
 from skood.estimators.network_estimator import NetworkEstimator, computing
 from skood.estimators.parameters import param
-from skood.estimators.pieces import LearnsInPieces, unlearned
 from skood.estimators.scoring import ScoresRows, apply
 from skood.functional import all_finite, clip_to
 from skood.learning.learning import (
@@ -55,7 +55,7 @@ class FittedAttributes:
 class BaseDetector(
     FittedAttributes,
     ScoresRows,
-    LearnsInPieces,
+    LearnsFromChunks,
     CallbackSupportMixin,
     OutlierMixin,
     NetworkEstimator,
@@ -210,7 +210,7 @@ class BaseDetector(
         if self.model is None and self._needs_logits:
             if len(source) * network.head.in_features <= CROSS_FITTED_VALUES:
                 scores = self._cross_fit(scores, source, network, random_state)
-        scores = self._inside(scores, source.maps)
+        scores = self._id_pixels(scores, source.maps)
         if not len(scores):
             raise ValueError("y holds no in-distribution pixel: all are negative or 255.")
         if isinstance(source, Stream):

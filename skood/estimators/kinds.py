@@ -154,8 +154,8 @@ class ShapingDetector(ClassifierDetector):
             return body, ShapingScorer(shaping, rest, score)
         if self.layer is None and network.map_head is None:
             return network.features(), self._make_head_scorer(network.head, shaping, score)
-        edited = network.require_logits(maps=True).edited(self.layer, shaping)
-        return nn.Identity(), LogitScorer(edited, score)
+        to_logits = network.require_logits(maps=True).with_layer_transform(self.layer, shaping)
+        return nn.Identity(), LogitScorer(to_logits, score)
 
 
 def logit_scorer(logit_score):

@@ -195,7 +195,7 @@ class NetworkEstimator(DeclaresParameters, OneState, ModuleSharing, PrintsNetwor
     def _source(self, X, y, first=True, least=None):
         """Return the rows and labels to learn from; of the first also what later ones are held to.
 
-        A method needs at least two of them, or in later pieces `least`.
+        A method needs at least two of them, or in later chunks `least`.
         """
         if first and self._fits_model:
             least = None

@@ -5,7 +5,7 @@ import torch
 
 from skood._compat import move_to_numpy
 from skood._typing import Inputs, Labels
-from skood.data.arrays import PIECE_BYTES, feature_batch_rows
+from skood.data.arrays import CHUNK_BYTES, feature_batch_rows
 from skood.data.labels import is_label_map, is_ood, map_kinds, warn_of_class_scorer
 from skood.data.lazy import is_dask, lazy, load_distributed
 from skood.data.store import join
@@ -149,7 +149,7 @@ class ScoresRows:
             )
         return map_kinds(y)
 
-    def _inside(self, scores, maps):
+    def _id_pixels(self, scores, maps):
         """Return the scores of the in-distribution pixels of label maps; all without these."""
         if maps is None:
             return scores
@@ -165,9 +165,9 @@ class ScoresRows:
 
 
 def apply(scorer, inputs, network):
-    """Return the scores of a batch, of features in pieces that fit into the cache."""
+    """Return the scores of a batch, of features in chunks that fit into the cache."""
     if not network.takes_features:
         return scorer(*inputs)
-    size = feature_batch_rows(sum(tensor[:1].nbytes for tensor in inputs), PIECE_BYTES)
-    pieces = zip(*(tensor.split(size) for tensor in inputs), strict=True)
-    return torch.cat([scorer(*piece) for piece in pieces])
+    size = feature_batch_rows(sum(tensor[:1].nbytes for tensor in inputs), CHUNK_BYTES)
+    chunks = zip(*(tensor.split(size) for tensor in inputs), strict=True)
+    return torch.cat([scorer(*chunk) for chunk in chunks])

@@ -9,7 +9,7 @@ from skood.data.labels import is_numeric
 from skood.learning.agreement import Agreement
 from skood.learning.reservoir import Reservoir
 
-# Of rows that come in pieces this many set the threshold: the share of false alarms of a 5 %
+# Of rows that come in chunks this many set the threshold: the share of false alarms of a 5 %
 # threshold has a standard error of 0.15 %.
 N_THRESHOLD_ROWS = 20_000
 

@@ -82,7 +82,7 @@ def columns_of(classes, n_logits, known):
 def logit_columns(classes, n_logits, known=None):
     """Return the logit of each class, for methods that compare logits with labels.
 
-    Labels do not tell before all are known: of pieces each may lack classes.
+    Labels do not tell before all are known: each chunk may lack classes.
 
     Parameters
     ----------

@@ -6,8 +6,8 @@ from sklearn import get_config
 from torch import nn
 
 from skood.data.arrays import (
+    CHUNK_BYTES,
     NETWORK_BATCH_ROWS,
-    PIECE_BYTES,
     feature_batch_rows,
     move,
 )
@@ -271,7 +271,7 @@ class Training:
         if self._store is None:
             pairs = self._read(name)
         else:
-            size = self._batch_size or feature_batch_rows(self._store.row_bytes, PIECE_BYTES)
+            size = self._batch_size or feature_batch_rows(self._store.row_bytes, CHUNK_BYTES)
             pairs = self._store.batches(size, self.device)
             pairs = self._watch(name, -(-self.n_samples // size), pairs)
         for positions, inputs in pairs:

@@ -1,4 +1,4 @@
-"""Random samples of rows, whatever their order, in pieces that merge."""
+"""Random samples of rows, whatever their order, in chunks that merge."""
 
 import math
 import weakref

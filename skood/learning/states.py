@@ -1,4 +1,4 @@
-"""What learning adds to: sums over rows, extremes and log-sums, in pieces that merge."""
+"""What learning adds to: sums over rows, extremes and log-sums, in chunks that merge."""
 
 from collections.abc import Callable
 

@@ -45,16 +45,16 @@ class LayerGradients(_Hooked):
         self.seed, self.combine = seed or torch.ones_like, combine
         for name in dict.fromkeys(names):
             if name is None:
-                self._on_input(head_name, partial(self._tap, None))
+                self._on_input(head_name, partial(self._keep, None))
             else:
-                self._on_output(name, partial(self._tap, name))
+                self._on_output(name, partial(self._keep, name))
         if of is not None:
-            # After the taps, of which one may be at the same layer.
+            # Behind the other hooks, of which one may be at the same layer.
             self._on_output(of, self._stop)
 
-    def _tap(self, name, output):
+    def _keep(self, name, output):
         if not output.requires_grad:
-            # The graph starts at the first tapped layer: nothing before it is kept.
+            # The graph starts at the first of the layers: nothing before it is kept.
             output = output.detach().requires_grad_()
         # An in-place operation that follows would replace both the value and its gradient; so we
         # hold the edge and hand on a clone.

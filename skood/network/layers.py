@@ -236,8 +236,8 @@ class LayerReader(LayersReader):
         return (kept, *logits) if logits else kept
 
 
-class LayerEditor(_Hooked):
-    """A network in which the output of a layer passes through another module first.
+class LayerTransformer(_Hooked):
+    """A network in which a module transforms the output of a layer.
 
     Parameters
     ----------
@@ -247,16 +247,16 @@ class LayerEditor(_Hooked):
         The layer, or one call of it; None is what enters the head.
     head_name : str or None
         The last linear layer.
-    edit : nn.Module
+    transform : nn.Module
         Maps the layer's output to a new tensor of the same shape.
     """
 
-    def __init__(self, network, name, head_name, edit):
+    def __init__(self, network, name, head_name, transform):
         super().__init__(network)
         if name is None:
-            self._on_input(head_name, edit)
+            self._on_input(head_name, transform)
         else:
-            self._on_output(name, edit)
+            self._on_output(name, transform)
 
     def forward(self, x):
         """Map X to logits."""

@@ -6,9 +6,9 @@ from skood.data.arrays import move
 from skood.network.cutting import ReadAndKeep, Replay, traced_cut
 from skood.network.gradients import InputGradient, LayerGradients, Moved
 from skood.network.layers import (
-    LayerEditor,
     LayerReader,
     LayersReader,
+    LayerTransformer,
     LogitsReader,
     check_called,
     reduced,
@@ -140,14 +140,19 @@ class NetworkServices:
         """
         return self._stages
 
-    def edited(self, name, edit):
-        """Return a copy in which the output of a named layer passes through a module.
+    def with_layer_transform(self, name, transform):
+        """Return a module that maps X to logits, with a layer's output replaced on the way.
 
-        None is what enters the 1×1 convolution behind logits that are maps.
+        Parameters
+        ----------
+        name : str or None
+            A submodule. None is what enters the 1×1 convolution behind logits that are maps.
+        transform : nn.Module
+            Maps the layer's output to what takes its place, of the same shape.
         """
         if name is not None:
             self.check_layer(name)
-        return LayerEditor(private_copy(self.module), name, self.map_head, edit)
+        return LayerTransformer(private_copy(self.module), name, self.map_head, transform)
 
     def cut(self, name=None):
         """Cut the network in two at a layer, for values that are learned inside of it.

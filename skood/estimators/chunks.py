@@ -1,4 +1,4 @@
-"""Learning from data that comes in pieces, and bringing together what was learned from parts."""
+"""Learning from data that comes in chunks, and bringing together what was learned from parts."""
 
 import contextlib
 import copy
@@ -24,9 +24,9 @@ from skood.learning.keys import entry_keys
 from skood.learning.learning import LearnedModule, LearningScorer, Training, key_seed
 from skood.network.model import frozen_classes
 
-# May change from piece to piece of `partial_fit`, and differ between detectors that are merged.
+# May change from chunk to chunk of `partial_fit`, and differ between detectors that are merged.
 FREE_PARAMS = {"false_alarm_rate", "batch_size", "device", "verbose", "random_state"}
-# Attributes that are there from the first piece on, if at all.
+# Attributes that are there from the first chunk on, if at all.
 GIVEN = {*ROW_ATTRIBUTES, "model_"}
 
 
@@ -40,7 +40,7 @@ def unlearned(scorer):
     return twin
 
 
-class PiecesAttributes:
+class ChunksAttributes:
     """The types of what a detector keeps: apart from the parameters, which are annotated too."""
 
     _learned: AccumulatedState
@@ -48,24 +48,24 @@ class PiecesAttributes:
     _fitted_params: dict[str, Any]
 
 
-class LearnsInPieces(PiecesAttributes, NetworkEstimator):
-    """The part of a detector that learns in pieces; what follows from them waits until asked for.
+class LearnsFromChunks(ChunksAttributes, NetworkEstimator):
+    """The part of a detector that learns in chunks; what follows from them waits until asked for.
 
-    Between pieces a detector keeps `_scorer`, its scorer before it has learned, and `_learned`;
+    Between chunks a detector keeps `_scorer`, its scorer before it has learned, and `_learned`;
     `_finalized` names the attributes that were made of these.
     """
 
     def partial_fit(
         self, X: Inputs, y: Labels | None = None, classes: np.ndarray | None = None
     ) -> Self:
-        r"""Learn from more in-distribution rows, of data that comes in pieces.
+        r"""Learn from more in-distribution rows, of data that comes in chunks.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, C, H, W)
             As in ``fit``.
         y : array-like of shape (n_samples,) or (n_samples, H, W), default=None
-            As in ``fit``: for all pieces or for none. Each may bring new classes, and lack others.
+            As in ``fit``: for all chunks or for none. Each may bring new classes, and lack others.
         classes : array-like of shape (n_classes,), default=None
             All in-distribution labels there are; any other in y, but for negative numbers, is an
             error. None: any label is a class.
@@ -73,14 +73,14 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
         Returns
         -------
         self : object
-            The detector, which has learned from this piece and all before.
+            The detector, which has learned from this chunk and all before.
 
         Raises
         ------
         TypeError
             If X is a dask collection, which ``fit`` takes.
         ValueError
-            If parameters changed since the first piece, or as ``fit`` does. What was learned
+            If parameters changed since the first chunk, or as ``fit`` does. What was learned
             before is left as it was.
 
         Warns
@@ -90,18 +90,18 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
 
         Notes
         -----
-        The first piece decides what must be known before the first row: a head or network that
+        The first chunk decides what must be known before the first row: a head or network that
         ``fit`` would train is trained on it alone, and of `NACDetector` ``alpha="auto"`` is taken
         from it. With a trained network and numbers, what is learned is that of one ``fit``, to
-        rounding, whatever the pieces and their order: a bank of ``bank_size`` rows is a random
+        rounding, whatever the chunks and their order: a bank of ``bank_size`` rows is a random
         sample, which is drawn by what the rows hold and `random_state`.
 
-        The threshold is the quantile of the scores, under what was learned from all pieces, of a
+        The threshold is the quantile of the scores, under what was learned from all chunks, of a
         random sample of 20 000 rows (of all, while there are fewer), which are kept. With
         :math:`\alpha` the `false_alarm_rate`, :math:`m` the number of these rows and :math:`f`
         the density of the scores at the threshold, its standard error is
         :math:`\sqrt{\alpha (1 - \alpha) / m} / f`: of the share of false alarms 0.15 % at 5 %.
-        It is computed when it is asked for first, so that small pieces cost no more than learning
+        It is computed when it is asked for first, so that small chunks cost no more than learning
         from them.
 
         Examples
@@ -111,34 +111,34 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
         >>> from skood import GMMDetector
         >>> X, y = load_iris(return_X_y=True)
         >>> detector = GMMDetector()
-        >>> for piece in np.array_split(np.random.RandomState(0).permutation(150), 10):
-        ...     detector = detector.partial_fit(X[piece], y[piece])
+        >>> for chunk in np.array_split(np.random.RandomState(0).permutation(150), 10):
+        ...     detector = detector.partial_fit(X[chunk], y[chunk])
         >>> np.allclose(detector.score_samples(X), GMMDetector().fit(X, y).score_samples(X))
         True
         """
         if is_dask(X):
             raise TypeError(
-                "partial_fit takes one piece in memory. fit learns from all blocks of a dask "
+                "partial_fit takes one chunk in memory. fit learns from all blocks of a dask "
                 "collection, where they are."
             )
         self._validate_params()
         with self._drafting() as draft, computing():
             before = vars(draft).copy()
-            if draft._learn_piece(X, y, classes) == 0:
+            if draft._learn_chunk(X, y, classes) == 0:
                 draft.__dict__ = before
         return self
 
-    def _learn_piece(self, X, y, classes):
-        """Learn from one piece; return how many rows there are with it."""
+    def _learn_chunk(self, X, y, classes):
+        """Learn from one chunk; return how many rows there are with it."""
         first = "_learned" not in vars(self)
         if first and self.__sklearn_is_fitted__():
             warn(
                 f"{type(self).__name__}.fit keeps nothing to go on from, so partial_fit starts "
-                "anew. Let partial_fit learn the first piece too."
+                "anew. Let partial_fit learn the first chunk too."
             )
         params = self.get_params(deep=False)
         if not first:
-            self._check_params_are(params, self._fitted_params, "the first piece")
+            self._check_params_are(params, self._fitted_params, "the first chunk")
         source = self._source(X, y, first=first, least=0)
         # Of a stream it is not known before it is read whether it holds rows to learn from.
         if first and not is_stream(X) and not len(source):
@@ -196,14 +196,14 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
         else:
             network = self._network
             score, batches = self._plain_score(scorer, network), training.passes("score")
-            # Warns of unfit features once, not with each piece.
+            # Warns of unfit features once, not with each chunk.
             first = learned.n_rows == 0
             scores = self._training_scores(scorer, score, batches, network, source.dtype, first)
             scores = join(scores, training.n_rows)
             keys = training.keys.to(scores.device)
             if scores.ndim > 1:
                 keys = entry_keys(keys, scores[0].numel()).view_as(scores)
-            scores, keys = (self._inside(v, source.maps).flatten() for v in (scores, keys))
+            scores, keys = (self._id_pixels(v, source.maps).flatten() for v in (scores, keys))
         if classes is not None:
             check_classes(source.classes, source.maps, classes)
         self._check_classes(self._network, source.classes, source.maps is not None, are_all=False)
@@ -220,7 +220,7 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
 
     def _finalize(self):
         """Set the fitted attributes, from what was learned by now."""
-        # With the parameters of the last piece, whatever was set since.
+        # With the parameters of the last chunk, whatever was set since.
         learned, scorer, fitted = self._learned, unlearned(self._scorer), self._as_fitted()
         if learned.n_rows < self._min_samples:
             raise NotFittedError(
@@ -235,9 +235,9 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
             if isinstance(scorer, LearningScorer):
                 scorer.finalize(learned.state, learned.classes)
                 size = self.batch_size or feature_batch_rows(sum(t[:1].nbytes for t in rows))
-                pieces = zip(*(t.split(size) for t in (*rows, keys)), strict=True)
+                chunks = zip(*(t.split(size) for t in (*rows, keys)), strict=True)
                 batches = (
-                    (tuple(inputs), class_indices, some) for *inputs, class_indices, some in pieces
+                    (tuple(inputs), class_indices, some) for *inputs, class_indices, some in chunks
                 )
                 dtype = torch.promote_types(self._network.dtype, torch.float32)
                 scores = self._training_scores(
@@ -262,7 +262,7 @@ class LearnsInPieces(PiecesAttributes, NetworkEstimator):
 
     def __getattr__(self, name):
         # After partial_fit, what follows from what was learned waits until it is asked for.
-        # scikit-learn asks for feature names with each piece.
+        # scikit-learn asks for feature names with each chunk.
         waits = name.endswith("_") and not name.startswith("_") and name not in GIVEN
         if waits and "_learned" in vars(self):
             now = vars(self._snapshot())
