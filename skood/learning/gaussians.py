@@ -10,16 +10,17 @@ from skood._warnings import warn
 from skood.functional import all_finite
 from skood.learning.moments import OVERFLOW
 
-# White dimensions of each class in one product. Of 256 a width of 64 multiplies .63 of all, 32
-# .56; 16 gains no more.
+# How many white dimensions of each class one product computes. Of 256 dimensions, slices of 64 take
+# .63 of all multiplications, of 32 .56; 16 gains no more.
 SLICE_COLUMNS = 32
-# Slices that tell which classes are far, and the share of near ones up to which finishing each on
-# its own costs less than going on with all.
+# After so many slices far classes are dropped, if at most this share of all pairs of a row and a
+# class are near: finishing these one by one then costs less than going on with all pairs.
 LEADING_SLICES, NEAR_SHARE = 2, 0.25
-# Scores of float32 products err by 3e-8 times the stretch (the larger of relative and a feature).
+# Up to this `stretch` products are computed in float32. A score is then off by 3e-8 times the
+# stretch, relatively or for each feature, whichever is larger.
 LARGEST_STRETCH = 300
 FAR = 1e10
-# Grows the ridge of a covariance that has no Cholesky factor.
+# The first ridge of a covariance that has no Cholesky factor, and how it grows until it has one.
 RIDGE_START, RIDGE_STEP = 1e-10, 10.0
 
 

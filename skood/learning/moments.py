@@ -88,11 +88,11 @@ class ClassMoments(State):
 
 
 class FoldMoments(ClassMoments):
-    """Moments of ten folds of the rows, by which rows are scored by what the others taught.
+    """Moments of each of ten folds of the rows, so that a fold is scored by what the others teach.
 
-    A row's fold is told by its key, so that folds do not depend on the order of the rows, and equal
-    rows are in one. With D features it takes 80 D² bytes, and 40 D² from 1024 on, where there are
-    five folds.
+    A row's key tells its fold, so that folds do not depend on the order of rows, and equal rows are
+    in the same fold. Scatters of D features take 80 D² bytes; from D = 1024 on there are five
+    folds, of 40 D² bytes.
 
     Parameters
     ----------
@@ -103,8 +103,8 @@ class FoldMoments(ClassMoments):
     device : torch.device
         Where they are kept.
     n_groups : int, default=1
-        Groups of rows whose moments are kept apart, which are not the classes of y: these may grow
-        in number.
+        The number of groups of rows whose moments are kept apart, such as the columns of the
+        logits. (Not the classes of y, whose number may grow.)
     """
 
     def __init__(self, n_features, shape, device, n_groups=1):
@@ -154,6 +154,6 @@ class FoldMoments(ClassMoments):
 
 
 def check_squares(features):
-    """Raise if the squares of features would overflow."""
+    """Raise if squares of features, summed over rows, would overflow."""
     if bool((features.abs() > LARGEST_FEATURE).any()):
         raise ValueError(OVERFLOW)

@@ -214,6 +214,23 @@ def test_pieces_and_merges(head, with_head):
     assert merged.temperature_ == expected and merged.offset_ == pytest.approx(offset)
 
 
+def test_of_many_rows_a_sample_tells_the_temperature(head, monkeypatch, rng):
+    """The same one in any order and in any chunks."""
+    monkeypatch.setattr("skood.detectors.logits.msp.N_ROWS", 40)
+    net, X, y = head
+    whole = MSPDetector(net, temperature="fit").fit(X, y)
+    order = rng.permutation(90)
+    shuffled = MSPDetector(net, temperature="fit").fit(X[order], y[order])
+    chunks = MSPDetector(net, temperature="fit")
+    for some in np.array_split(order, 7):
+        chunks.partial_fit(X[some], y[some])
+    assert whole.temperature_ == pytest.approx(shuffled.temperature_, rel=1e-9)
+    assert whole.temperature_ == pytest.approx(chunks.temperature_, rel=1e-9)
+    monkeypatch.undo()
+    of_all = MSPDetector(net, temperature="fit").fit(X, y).temperature_
+    assert of_all != pytest.approx(whole.temperature_, rel=1e-3)
+
+
 def test_a_class_of_one_row_without_a_network(head):
     _, X, y = head
     labels = np.where(np.arange(90) == 7, 9, y)

@@ -272,6 +272,9 @@ def test_bounds_in_the_wrong_order(rows):
     X, _ = rows
     with pytest.raises(ValueError, match=r"lower=0.9 must be less than percentile=0.9"):
         ReActDetector(lower=0.9).fit(X)
+    for threshold in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="The 'threshold' parameter of ReActDetector"):
+            ReActDetector(threshold=threshold).fit(X)
     with pytest.raises(ValueError, match="with a threshold nothing is learned"):
         ReActDetector(lower=0.1, threshold=1.0).fit(X)
 

@@ -157,6 +157,22 @@ def test_layer_of_a_network(dtype, alpha):
     np.testing.assert_allclose(detector.score_samples(X_new), expected, rtol=10 * TOLERANCE[dtype])
 
 
+def test_threshold_holds_on_fresh_rows():
+    """Of plain scores of training rows it would call 20 % and more out-of-distribution."""
+    rng, alarms, plain = np.random.default_rng(0), [], []
+    head = nn.Linear(64, 6, dtype=torch.float64)
+    with torch.no_grad():
+        head.weight.copy_(torch.as_tensor(rng.normal(size=(6, 64)))), head.bias.fill_(3)
+    spread = np.geomspace(3, 0.3, 64)
+    for _ in range(20):
+        X, fresh = rng.normal(size=(2, 217, 64)) * spread
+        detector = ViMDetector(head).fit(X)
+        alarms.append((detector.predict(fresh) < 0).mean())
+        scores = detector.score_samples(fresh)
+        plain.append((scores < np.quantile(detector.score_samples(X), 0.05)).mean())
+    assert 0.03 < np.mean(alarms) < 0.07 < np.mean(plain)
+
+
 def test_a_layer_takes_the_mean(rows):
     X = np.random.default_rng(1).normal(size=(20, 1, 8, 8))
     with pytest.raises(ValueError, match="Give center='mean' with a layer"):

@@ -72,7 +72,9 @@ class ReActDetector(ShapingDetector):
     percentile: float = param(Interval(Real, 0, 1, closed="right"), default=0.9)
     lower: float | None = param(Interval(Real, 0, 1, closed="left"), None, default=None)
     per_channel: bool = param("boolean", default=False)
-    threshold: float | None = param(Real, None, default=None)
+    threshold: float | None = param(
+        Interval(Real, None, None, closed="neither"), None, default=None
+    )
 
     def _make_shaping(self):
         if self.threshold is not None:
