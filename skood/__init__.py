@@ -6,9 +6,14 @@ from skood._versions import show_versions
 from skood.data.lazy import provide_distributed
 from skood.detectors import (
     ASHDetector,
+    EnergyDetector,
+    EntropyDetector,
+    GENDetector,
     GMMDetector,
     GradNormDetector,
+    LogitGapDetector,
     MahalanobisDetector,
+    MaxLogitDetector,
     MSPDetector,
     NACDetector,
     NNGuideDetector,
@@ -32,11 +37,16 @@ provide_distributed(_load_distributed)
 
 __all__ = [
     "ASHDetector",
+    "EnergyDetector",
+    "EntropyDetector",
     "FeatureExtractor",
+    "GENDetector",
     "GMMDetector",
     "GradNormDetector",
+    "LogitGapDetector",
     "MSPDetector",
     "MahalanobisDetector",
+    "MaxLogitDetector",
     "NACDetector",
     "NNGuideDetector",
     "ReActDetector",

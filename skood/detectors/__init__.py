@@ -6,16 +6,26 @@ from skood.detectors.gradients.gradnorm import GradNormDetector
 from skood.detectors.head.nnguide import NNGuideDetector
 from skood.detectors.head.vim import ViMDetector
 from skood.detectors.layers.nac import NACDetector
+from skood.detectors.logits.energy import EnergyDetector
+from skood.detectors.logits.entropy import EntropyDetector
+from skood.detectors.logits.gen import GENDetector
+from skood.detectors.logits.logit_gap import LogitGapDetector
+from skood.detectors.logits.max_logit import MaxLogitDetector
 from skood.detectors.logits.msp import MSPDetector
 from skood.detectors.shaping.ash import ASHDetector
 from skood.detectors.shaping.react import ReActDetector
 
 __all__ = [
     "ASHDetector",
+    "EnergyDetector",
+    "EntropyDetector",
+    "GENDetector",
     "GMMDetector",
     "GradNormDetector",
+    "LogitGapDetector",
     "MSPDetector",
     "MahalanobisDetector",
+    "MaxLogitDetector",
     "NACDetector",
     "NNGuideDetector",
     "ReActDetector",
