@@ -9,6 +9,7 @@ from skood.detectors.layers.nac import NACDetector
 from skood.detectors.logits.energy import EnergyDetector
 from skood.detectors.logits.entropy import EntropyDetector
 from skood.detectors.logits.gen import GENDetector
+from skood.detectors.logits.kl_matching import KLMatchingDetector
 from skood.detectors.logits.logit_gap import LogitGapDetector
 from skood.detectors.logits.max_logit import MaxLogitDetector
 from skood.detectors.logits.msp import MSPDetector
@@ -22,6 +23,7 @@ __all__ = [
     "GENDetector",
     "GMMDetector",
     "GradNormDetector",
+    "KLMatchingDetector",
     "LogitGapDetector",
     "MSPDetector",
     "MahalanobisDetector",
