@@ -1,6 +1,7 @@
 """One method a file."""
 
 from skood.detectors.features.gmm import GMMDetector
+from skood.detectors.features.knn import KNNDetector
 from skood.detectors.features.mahalanobis import MahalanobisDetector
 from skood.detectors.gradients.gradnorm import GradNormDetector
 from skood.detectors.head.nnguide import NNGuideDetector
@@ -24,6 +25,7 @@ __all__ = [
     "GMMDetector",
     "GradNormDetector",
     "KLMatchingDetector",
+    "KNNDetector",
     "LogitGapDetector",
     "MSPDetector",
     "MahalanobisDetector",

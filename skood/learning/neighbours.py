@@ -1,9 +1,15 @@
-"""The largest inner products of rows with a bank of rows: exact, in tiles, or by faiss."""
+"""Comparing rows with a bank of rows, by their largest inner products: exact, or by faiss."""
+
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch.backends import mkldnn
 from torch.nn.functional import linear, pad
+
+from skood._warnings import warn
+from skood.learning.learning import LearningScorer
+from skood.learning.reservoir import Reservoir
 
 # Inner products are taken in tiles of at most this many queries and bank rows: 4 MiB of float32.
 TILE = 1024
@@ -17,14 +23,16 @@ def inner_products(queries, rows):
     return queries @ rows.T
 
 
-def mean_of_largest(queries, bank, k, own=None):
-    """Mean of the k largest inner products of each query with the bank, by exact search in tiles.
+def reduce_largest(reduce, queries, bank, k, own=None):
+    """Reduce the k largest inner products of each query with the bank, by exact search in tiles.
 
     A tile's columns fall into groups. The k largest products lie within the k groups of the
     largest maxima, and only groups whose maximum exceeds the k-th best so far matter.
 
     Parameters
     ----------
+    reduce : callable
+        Maps the products (n_samples, k), in any order, and the queries to (n_samples,).
     queries : Tensor of shape (n_samples, D)
         Rows.
     bank : Tensor of shape (n_bank, D)
@@ -36,10 +44,10 @@ def mean_of_largest(queries, bank, k, own=None):
 
     Returns
     -------
-    mean : Tensor of shape (n_samples,), dtype float64
-        The guidance.
+    reduced : Tensor of shape (n_samples,), dtype float64
+        In blocks, so that of many queries not all products are kept.
     """
-    means = torch.empty(len(queries), dtype=torch.float64, device=queries.device)
+    reduced = torch.empty(len(queries), dtype=torch.float64, device=queries.device)
     group_size = 16 if k <= 32 else 8
     # The k best of a block of queries are no larger than a tile.
     n_queries = max(1, TILE * TILE // max(k, TILE))
@@ -64,8 +72,8 @@ def mean_of_largest(queries, bank, k, own=None):
                 groups = maxima[rows].topk(n_groups, sorted=False).indices
                 candidates = tile[rows.unsqueeze(1), :, groups].flatten(1)
                 best[rows] = torch.cat([best[rows], candidates], 1).topk(k, sorted=False).values
-        means[start : start + n_queries] = best.mean(1, dtype=torch.float64)
-    return means
+        reduced[start : start + n_queries] = reduce(best.double(), block)
+    return reduced
 
 
 def import_faiss():
@@ -99,8 +107,8 @@ def build_index(bank, description):
     return torch.from_numpy(faiss.serialize_index(index))
 
 
-def mean_of_found(queries, index, k, own):
-    """Like `mean_of_largest`, by a faiss index: mean over what it finds, 0 where that is nothing.
+def reduce_found(reduce, queries, index, k, own):
+    """Like `reduce_largest`, of what a faiss index finds; 0 where that is nothing.
 
     Its k + 1 best less the own row, or less the last where it misses the own row.
     """
@@ -110,5 +118,113 @@ def mean_of_found(queries, index, k, own):
     # faiss fills up with -1.
     others = (found >= 0) & (found != own.cpu().unsqueeze(1))
     others &= others.cumsum(1) <= k
-    total = products.double().where(others, 0).sum(1)
-    return (total / others.sum(1).clamp(min=1)).to(queries.device)
+    reduced = torch.zeros(len(rows), dtype=torch.float64)
+    counts = others.sum(1)
+    for n in counts.unique().tolist():
+        if n:
+            chosen = counts == n
+            some = products[chosen][others[chosen]].view(-1, n)
+            reduced[chosen] = reduce(some.double(), queries[chosen])
+    return reduced.to(queries.device)
+
+
+class BankScorer(LearningScorer):
+    """A scorer that compares rows with a bank of training rows, perhaps drawn at random.
+
+    A subclass has `bank_rows`, what the bank keeps of some inputs, and `compare`, which scores
+    inputs by some of the largest products that `reduced` finds for them.
+    """
+
+    # Instead of a bank there may be a faiss index, written out.
+    learned = ("bank", "index_bytes")
+    n_threshold_rows = 20_000
+    needs_row_keys = True
+
+    def __init__(self, k, bank_size, index):
+        super().__init__()
+        self.k, self.bank_size, self.index = k, bank_size, index
+        self.samples_by_key = bank_size is not None
+        if index != "exact":
+            # Before the network runs.
+            import_faiss()
+            self.not_exportable = f"index={index!r} is searched by faiss. Use index='exact'."
+        # Of the rows of the bank, ascending.
+        self.keys = None
+
+    def bank_rows(self, *inputs):
+        """Return the rows that the bank keeps of some inputs."""
+        raise NotImplementedError
+
+    def prepare(self, rows):
+        """Return the rows of the bank in the form in which they are multiplied."""
+        return rows
+
+    def compare(self, inputs, k, own=None):
+        """Score inputs by k rows of the bank, without the `own` row of each (n_samples,)."""
+        raise NotImplementedError
+
+    def init_state(self, inputs, n_classes, n_expected):
+        """Return a bank without rows."""
+        return Reservoir(self.bank_size, n_expected)
+
+    def update(self, state, inputs, class_indices, keys):
+        """Put the rows of a batch that are drawn into the bank."""
+        chosen = state.choose(keys)
+        state.add([self.bank_rows(*(tensor[chosen] for tensor in inputs))], keys[chosen])
+
+    def finalize(self, state, classes):
+        """Store the bank, or build its faiss index."""
+        # The search is faster on a bank in random order, as that of keys is.
+        self.keys, (rows,) = state.sample()
+        self.bank, self.n_bank = self.prepare(rows), len(rows)
+        if self.index != "exact":
+            self.index_bytes, self.bank = build_index(self.bank, self.index), None
+            vars(self).pop("_faiss_index", None)
+
+    @cached_property
+    def _faiss_index(self):
+        return import_faiss().deserialize_index(self.index_bytes.cpu().numpy())
+
+    @property
+    def n_columns(self):
+        """The number of columns of the rows as they are multiplied."""
+        return self._faiss_index.d if self.bank is None else self.bank.shape[1]
+
+    def reduced(self, reduce, queries, k, own=None):
+        """Return what becomes of the k largest inner products of queries with the bank."""
+        if torch.compiler.is_exporting():
+            largest = (queries @ self.bank.T).topk(min(k, len(self.bank)), sorted=False).values
+            return reduce(largest.double(), queries)
+        if self.index == "exact":
+            return reduce_largest(reduce, queries, self.bank, min(k, len(self.bank)), own)
+        if own is None:
+            own = queries.new_full((len(queries),), -1, dtype=torch.int64)
+        index = self._faiss_index
+        return reduce_found(reduce, queries, index, min(k, index.ntotal), own)
+
+    def n_neighbours(self):
+        """Return how many neighbours are used; warn where the bank has fewer than k."""
+        n_used = min(self.k, self.n_bank)
+        if n_used < self.k:
+            warn(f"k={self.k} is more than the {n_used} rows of the bank: k_={n_used} is used.")
+        return n_used
+
+    def forward(self, *inputs):
+        """Score rows."""
+        return self.compare(inputs, self.k)
+
+    def clear_cache(self):
+        """Drop what only learning needs."""
+        self.keys = None
+
+    def leave_one_out(self, inputs, class_indices, keys):
+        """Score training rows against the bank less themselves."""
+        own = torch.searchsorted(self.keys, keys).clamp(max=self.n_bank - 1)
+        own = torch.where(self.keys[own] == keys, own, -1)
+        scores = torch.zeros(len(own), dtype=torch.float64, device=own.device)
+        # A row of the bank has one neighbour less to choose from.
+        for rows, n_others in ((own >= 0, self.n_bank - 1), (own < 0, self.n_bank)):
+            k = min(self.k, n_others)
+            if k:
+                scores[rows] = self.compare([tensor[rows] for tensor in inputs], k, own[rows])
+        return scores

@@ -14,7 +14,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 
 from skood import NNGuideDetector
-from skood.learning.neighbours import TILE, mean_of_largest
+from skood.detectors.head.nnguide import mean
+from skood.learning.neighbours import TILE, reduce_found, reduce_largest
 
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-14}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -31,7 +32,7 @@ def sorted_mean(queries, bank, k, own=None):
 
 def assert_exact(queries, bank, k, own=None):
     """Compare, to the rounding of products of rows of length 1."""
-    found = mean_of_largest(queries, bank, k, own)
+    found = reduce_largest(mean, queries, bank, k, own)
     assert found.dtype == torch.float64
     expected = sorted_mean(queries, bank, k, own)
     assert_allclose(found, expected, rtol=0, atol=TOLERANCE[queries.dtype])
@@ -112,12 +113,12 @@ def test_ties(k, dtype):
     """Equal rows count one by one; one better row shows wherever it stands."""
     bank = torch.full((2 * TILE, 2), 0.5, dtype=dtype)
     query = torch.ones(1, 2, dtype=dtype)
-    assert mean_of_largest(query, bank, k).item() == 1
+    assert reduce_largest(mean, query, bank, k).item() == 1
     for better in (0, TILE - 1, TILE, 2 * TILE - 1):
         bank[better] = 1
-        assert mean_of_largest(query, bank, k).item() == pytest.approx(1 + 1 / k, rel=1e-15)
+        assert reduce_largest(mean, query, bank, k).item() == pytest.approx(1 + 1 / k, rel=1e-15)
         own = torch.tensor([better])
-        assert mean_of_largest(query, bank, k, own).item() == 1
+        assert reduce_largest(mean, query, bank, k, own).item() == 1
         bank[better] = 0.5
 
 
@@ -137,7 +138,7 @@ def test_own_rows_at_the_ends_of_tiles(rng, dtype):
 def test_extreme_banks(rng, scale, sign):
     """Also where all products are negative, as with negative energies."""
     queries, bank = (unit(rng, n, 3, torch.float32).abs() for n in (4, 1500))
-    found = mean_of_largest(queries, bank * sign * scale, 7)
+    found = reduce_largest(mean, queries, bank * sign * scale, 7)
     assert_allclose(found, sorted_mean(queries, bank * sign * scale, 7), rtol=1e-5)
 
 
@@ -208,8 +209,6 @@ def test_an_approximate_index_is_close_and_reproducible(faiss, rows, index):
 
 
 def test_the_mean_is_over_what_faiss_finds(faiss, rng):
-    from skood.learning.neighbours import mean_of_found
-
     class Index:
         def search(self, queries, n):
             found = np.array([[3, 1, 2], [5, -1, -1], [4, -1, -1], [-1, -1, -1], [1, 2, 3]])
@@ -218,7 +217,7 @@ def test_the_mean_is_over_what_faiss_finds(faiss, rng):
             return products.astype(np.float32), found
 
     own = torch.tensor([3, -1, 4, 0, 7])
-    found = mean_of_found(torch.zeros(5, 2), Index(), 2, own)
+    found = reduce_found(mean, torch.zeros(5, 2), Index(), 2, own)
     assert_array_equal(found, [4.5, 9, 0, 0, 7.5])
 
 

@@ -1,107 +1,48 @@
 """NNGuide: nearest-neighbour guidance of the energy."""
 
-from functools import cached_property
 from numbers import Integral, Real
 
-import torch
-
 from skood._compat import Interval
-from skood._warnings import warn
 from skood.estimators.kinds import HeadDetector
 from skood.estimators.network_estimator import PoolsLayer
 from skood.estimators.parameters import param
 from skood.functional import energy, radial
-from skood.learning.learning import LearningScorer
-from skood.learning.neighbours import build_index, import_faiss, mean_of_found, mean_of_largest
-from skood.learning.reservoir import Reservoir
+from skood.learning.neighbours import BankScorer
 
 # Of two their product, the score, does not overflow.
 LARGEST_ENERGY = 1e150
 
 
-class NNGuideScorer(LearningScorer):
+def mean(products, queries):
+    """Return the mean of the products of each query."""
+    return products.mean(1)
+
+
+class NNGuideScorer(BankScorer):
     """Features, or (features, logits) → guidance times energy."""
 
-    # Instead of a bank there may be a faiss index, written out.
-    learned = ("bank", "index_bytes")
-    n_threshold_rows = 20_000
-    needs_row_keys = True
-
     def __init__(self, head, k, energy_weighted, bank_size, index):
-        super().__init__()
-        self.head, self.k, self.energy_weighted = head, k, energy_weighted
-        self.bank_size, self.index = bank_size, index
-        self.samples_by_key = bank_size is not None
-        if index != "exact":
-            self.not_exportable = f"index={index!r} is searched by faiss. Use index='exact'."
-        # Of the rows of the bank, ascending.
-        self.keys = None
+        super().__init__(k, bank_size, index)
+        self.head, self.energy_weighted = head, energy_weighted
+
+    def _guide(self, features, logits=None):
+        """Return unit features and energies."""
+        return radial(features, 1), energy(self.head(features) if logits is None else logits)
 
     def check(self, inputs):
         """Raise if products of energies would overflow."""
         if bool((self._guide(*inputs)[1].abs() > LARGEST_ENERGY).any()):
             raise ValueError("The products of energies overflow: scale the features, to about 1.")
 
-    def init_state(self, inputs, n_classes, n_expected):
-        """Return a bank without rows."""
-        return Reservoir(self.bank_size, n_expected)
-
-    def update(self, state, inputs, class_indices, keys):
-        """Put the rows of a batch that are drawn into the bank."""
-        chosen = state.choose(keys)
-        directions, energies = self._guide(*(tensor[chosen] for tensor in inputs))
-        weighted = directions * energies.unsqueeze(1) if self.energy_weighted else directions
-        state.add([weighted], keys[chosen])
-
-    def finalize(self, state, classes):
-        """Store the bank, or build its faiss index."""
-        # The search is faster on a bank in random order, as that of keys is.
-        self.keys, (self.bank,) = state.sample()
-        self.n_bank = len(self.bank)
-        if self.index != "exact":
-            self.index_bytes, self.bank = build_index(self.bank, self.index), None
-            vars(self).pop("_faiss_index", None)
-
-    @cached_property
-    def _faiss_index(self):
-        return import_faiss().deserialize_index(self.index_bytes.cpu().numpy())
-
-    def _guidance(self, directions, k, own=None):
-        """Return the mean of the k largest inner products with the bank."""
-        if torch.compiler.is_exporting():
-            best = (directions @ self.bank.T).topk(min(k, len(self.bank)), sorted=False).values
-            return best.mean(1, dtype=torch.float64)
-        if self.index == "exact":
-            return mean_of_largest(directions, self.bank, min(k, len(self.bank)), own)
-        if own is None:
-            own = directions.new_full((len(directions),), -1, dtype=torch.int64)
-        return mean_of_found(directions, self._faiss_index, min(k, self._faiss_index.ntotal), own)
-
-    def _guide(self, features, logits=None):
-        """Return unit features and energies."""
-        return radial(features, 1), energy(self.head(features) if logits is None else logits)
-
-    def forward(self, features, logits=None):
-        """Score rows."""
-        directions, energies = self._guide(features, logits)
-        return self._guidance(directions, self.k) * energies.double()
-
-    def clear_cache(self):
-        """Drop what only learning needs."""
-        self.keys = None
-
-    def leave_one_out(self, inputs, class_indices, keys):
-        """Score training rows against the bank less themselves."""
+    def bank_rows(self, *inputs):
+        """Return directions, times energies."""
         directions, energies = self._guide(*inputs)
-        own = torch.searchsorted(self.keys, keys).clamp(max=self.n_bank - 1)
-        own = torch.where(self.keys[own] == keys, own, -1)
-        guidance = torch.zeros(len(own), dtype=torch.float64, device=own.device)
-        # A row of the bank has one neighbour less to choose from.
-        for rows, n_others in ((own >= 0, self.n_bank - 1), (own < 0, self.n_bank)):
-            k = min(self.k, n_others)
-            if k:
-                guidance[rows] = self._guidance(directions[rows], k, own[rows])
-        return guidance * energies.double()
+        return directions * energies.unsqueeze(1) if self.energy_weighted else directions
+
+    def compare(self, inputs, k, own=None):
+        """Return the mean of the k largest inner products, times the energy."""
+        directions, energies = self._guide(*inputs)
+        return self.reduced(mean, directions, k, own) * energies.double()
 
 
 class NNGuideDetector(PoolsLayer, HeadDetector):
@@ -186,13 +127,7 @@ class NNGuideDetector(PoolsLayer, HeadDetector):
     index: str = param(str, default="exact")
 
     def _make_scorer(self, head):
-        if self.index != "exact":
-            # Before the network runs.
-            import_faiss()
         return NNGuideScorer(head, self.k, self.energy_weighted, self.bank_size, self.index)
 
     def _fitted_attributes(self, scorer):
-        k_ = min(self.k, scorer.n_bank)
-        if k_ < self.k:
-            warn(f"k={self.k} is more than the {k_} rows of the bank: k_={k_} is used.")
-        return {"k_": k_}
+        return {"k_": scorer.n_neighbours()}
