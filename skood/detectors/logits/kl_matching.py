@@ -10,6 +10,11 @@ from skood.learning.learning import LearningScorer, score_in_blocks
 from skood.learning.states import LogSums, State
 
 
+def entropy_of(log_p):
+    """Return the entropy of rows of logarithms of probabilities."""
+    return -(log_p.exp() * log_p).sum(1)
+
+
 class KLMatchingScorer(LearningScorer):
     """Logits → minus the divergence from the closest, or the predicted, class."""
 
@@ -33,7 +38,7 @@ class KLMatchingScorer(LearningScorer):
 
     def finalize(self, state, classes):
         """Keep the sums, as logarithms: the mean of a class that is never predicted is unknown."""
-        self.counts = state.counts
+        self.counts = state.counts.clone()
         self.log_sums = torch.where(state.counts[:, None] > 0, state.log_sums.values, 0.0)
 
     def forward(self, logits):
@@ -43,19 +48,22 @@ class KLMatchingScorer(LearningScorer):
         return score_in_blocks(self._score, 32 * logits.shape[1], logits)
 
     def _score(self, logits):
-        _, divergences = self._divergences(logits)
-        return self._assigned(logits, divergences)
+        log_p, divergences = self._divergences(logits)
+        return self._assigned(logits, entropy_of(log_p), divergences)
 
     def _divergences(self, logits):
         """Return log p, and KL(p || d) of the mean d of each class, infinite where unknown."""
         log_p, _ = log_probabilities(logits)
         p = log_p.exp()
         log_means = self.log_sums - self.counts.clamp(min=1).log()[:, None]
-        divergences = (p * log_p).sum(1, keepdim=True) - p @ log_means.T
+        divergences = -entropy_of(log_p)[:, None] - p @ log_means.T
         return log_p, divergences.masked_fill(self.counts == 0, torch.inf)
 
-    def _assigned(self, logits, divergences):
+    def _assigned(self, logits, entropies, divergences):
         """Return scores by the divergence from the closest class, or the predicted one."""
+        # What is left of the entropy in float64: equal rows are at no distance of their mean.
+        rounding = 16 * torch.finfo(divergences.dtype).eps * entropies
+        divergences = divergences.masked_fill(divergences < rounding[:, None], 0.0)
         chosen = divergences.amin(1)
         if self.assign == "predicted":
             predicted = divergences.gather(1, logits.argmax(1, keepdim=True))[:, 0]
@@ -74,7 +82,8 @@ class KLMatchingScorer(LearningScorer):
         left = (-torch.expm1(log_p - sums)).clamp(min=torch.finfo(sums.dtype).eps)
         log_means = sums + left.log() - (count - 1).clamp(min=1).log()[:, None]
         divergence = (p * (log_p - log_means)).sum(1).masked_fill(count == 1, torch.inf)
-        return self._assigned(logits, divergences.scatter(1, own[:, None], divergence[:, None]))
+        divergences = divergences.scatter(1, own[:, None], divergence[:, None])
+        return self._assigned(logits, entropy_of(log_p), divergences)
 
 
 class KLMatchingDetector(LogitsDetector):
