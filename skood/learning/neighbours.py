@@ -136,7 +136,7 @@ class BankScorer(LearningScorer):
     """
 
     # Instead of a bank there may be a faiss index, written out.
-    learned = ("bank", "index_bytes")
+    learned: tuple[str, ...] = ("bank", "index_bytes")
     n_threshold_rows = 20_000
     needs_row_keys = True
 
