@@ -20,6 +20,8 @@ LEADING_SLICES, NEAR_SHARE = 2, 0.25
 # stretch, relatively or for each feature, whichever is larger.
 LARGEST_STRETCH = 300
 FAR = 1e10
+# |x|² - 2xμ + |μ|² below this share of |x|² is computed anew; others lose at most four digits.
+CANCELLED = 1e-3
 # The first ridge of a covariance that has no Cholesky factor, and how it grows until it has one.
 RIDGE_START, RIDGE_STEP = 1e-10, 10.0
 
@@ -275,13 +277,36 @@ def squared_norms(vectors):
     return torch.linalg.vector_norm(vectors, dim=-1).double().square()
 
 
-def squared_distances(rows, means):
-    """Return squared Euclidean distances (n_samples, K), as sums of squared differences."""
+def squared_distances(rows, means, center=0.0):
+    """Return squared Euclidean distances (n_samples, K), exact to 11 digits.
+
+    Parameters
+    ----------
+    rows : Tensor of shape (n_samples, D), dtype float64
+        Vectors.
+    means : Tensor of shape (K, D), dtype float64
+        Others.
+    center : Tensor of shape (D,), default=0
+        A point near them.
+    """
     if torch.compiler.is_exporting():
-        # ONNX has no such distances.
+        # No branches on data.
         return squared_norms(rows[:, None] - means)
-    # |x|² - 2xμ + |μ|² would lose what is far smaller than |μ|².
-    return torch.cdist(rows, means, compute_mode="donot_use_mm_for_euclid_dist").square()
+    x, mu = rows - center, means - center
+    sizes = x.square().sum(1, keepdim=True)
+    # A tenth of the time of sums of squared differences, which are needed where this cancels. Where
+    # squares overflow it is infinite or NaN.
+    distances = torch.addmm(mu.square().sum(1), x, mu.T, alpha=-2).add_(sizes)
+    suspects = (~(distances.amin(1, keepdim=True) > CANCELLED * sizes)).nonzero()[:, 0]
+    if len(suspects):
+        # |μ| is that of x where they are near.
+        cancelled = ~(distances[suspects] > CANCELLED * sizes[suspects])
+        if int(cancelled.sum()) > NEAR_SHARE * distances.numel():
+            return torch.cdist(rows, means, compute_mode="donot_use_mm_for_euclid_dist").square()
+        for at in cancelled.nonzero().split(len(rows)):
+            i, k = suspects[at[:, 0]], at[:, 1]
+            distances[i, k] = squared_norms(rows[i] - means[k])
+    return distances
 
 
 def check_memory(n_classes, n_features, device):

@@ -144,7 +144,8 @@ class GMMScorer(LearningScorer):
         """What scoring a row takes."""
         n_classes, n_features = self.means.shape
         # In float64: the features and what becomes of them, distances, and a slice of all classes.
-        return 8 * (5 * n_features + (SLICE_COLUMNS + 6) * n_classes)
+        columns = 6 + (SLICE_COLUMNS if self.covariance_type == "full" else 0)
+        return 8 * (5 * n_features + columns * n_classes)
 
     def _joint(self, features, left_out=None):
         """Return the logarithms of weight times density but for a constant, (n_samples, K).
@@ -160,10 +161,10 @@ class GMMScorer(LearningScorer):
             margin = MARGIN if self.criterion == "log_likelihood" else 0.0
             return log_joint(rows, self.factors, scales, margin, left_out)
         if self.covariance_type == "tied":
-            return scales - squared_distances(rows, self.rotated_means) / 2
+            return torch.sub(scales, squared_distances(rows, self.rotated_means), alpha=0.5)
         if self.covariance_type == "spherical":
-            distances = squared_distances(rows, self.means) * self.factors[:, 0].square()
-            return scales - distances / 2
+            distances = squared_distances(rows, self.means, self.center)
+            return torch.addcmul(scales, distances, self.factors[:, 0].square(), value=-0.5)
         if torch.compiler.is_exporting():
             return scales - squared_norms((rows[:, None] - self.means) * self.factors) / 2
         n_rows = max(1, DIAG_BLOCK_BYTES // (8 * self.means.numel()))
@@ -185,6 +186,8 @@ class GMMScorer(LearningScorer):
         if self.criterion == "mahalanobis":
             scores = 2 * joint.amax(1) / n_features
         else:
+            # What underflows to a subnormal number takes ten times as long.
+            joint = joint.clamp(min=joint.amax(1, keepdim=True) - 700)
             scores = torch.logsumexp(joint, 1) - n_features / 2 * math.log(2 * math.pi)
         # Minus infinity where a squared distance overflows, or where no class is left.
         return clip_to(scores, torch.float64)
