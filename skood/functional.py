@@ -401,6 +401,13 @@ def clip_to(scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return scores.clamp(-limit, limit).to(dtype)
 
 
+def lengths(rows: torch.Tensor, order: float = 2.0) -> torch.Tensor:
+    """Norm of each row (n_samples, D), in float64; its square may overflow or underflow."""
+    rows = rows.double()
+    size = rows.abs().amax(1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
+    return size[:, 0] * torch.linalg.vector_norm(rows / size, ord=order, dim=1)
+
+
 def radial(rows: torch.Tensor, power: float) -> torch.Tensor:
     """Divide rows by a power of their length.
 

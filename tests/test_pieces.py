@@ -34,6 +34,7 @@ from skood import (
     NNGuideDetector,
 )
 from skood.calibration import ConformalDetector
+from skood.detectors.head.nnguide import NNGuideScorer
 from skood.learning import accumulated
 from skood.learning.reservoir import Reservoir
 from tests.networks import MLP, Segmenter, SmallCNN, sample_inputs, seeded
@@ -320,6 +321,29 @@ def test_threshold_of_a_sample_of_neighbours(monkeypatch):
         detector.partial_fit(X[part], y[part])
     np.testing.assert_allclose(detector.score_samples(X), expected.score_samples(X), rtol=1e-12)
     assert_threshold(detector, expected, X, 1000)
+
+
+def test_neighbours_compare_part_of_the_sample(monkeypatch):
+    """In chunks as in `fit`, whose time it is; copies of a row in their share."""
+    monkeypatch.setattr(NNGuideScorer, "n_threshold_rows", 500)
+    X, y = data(n_rows=4000)
+    X[:400] = X[0]
+    detector, compared = NNGuideDetector(head()), []
+    leave_one_out = NNGuideScorer.leave_one_out
+
+    def spy(self, inputs, class_indices, keys):
+        compared.append(inputs[0].numpy())
+        return leave_one_out(self, inputs, class_indices, keys)
+
+    monkeypatch.setattr(NNGuideScorer, "leave_one_out", spy)
+    expected = clone(detector).fit(X, y)
+    assert sum(map(len, compared)) == 500
+    compared.clear()
+    for part in np.array_split(np.random.default_rng(0).permutation(4000), 10):
+        detector.partial_fit(X[part], y[part])
+    assert detector.offset_ == pytest.approx(expected.offset_, rel=0.05)
+    assert sum(map(len, compared)) == 500
+    assert 45 <= (np.concatenate(compared) == X[0]).all(1).sum() <= 55
 
 
 def test_memory_does_not_grow(monkeypatch):

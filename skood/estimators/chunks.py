@@ -21,7 +21,7 @@ from skood.data.streams import is_stream
 from skood.estimators.network_estimator import ROW_ATTRIBUTES, NetworkEstimator, computing
 from skood.learning.accumulated import AccumulatedState
 from skood.learning.keys import entry_keys
-from skood.learning.learning import LearnedModule, LearningScorer, Training, key_seed
+from skood.learning.learning import LearnedModule, LearningScorer, Training, evenly, key_seed
 from skood.network.model import frozen_classes
 
 # May change from chunk to chunk of `partial_fit`, and differ between detectors that are merged.
@@ -97,12 +97,12 @@ class LearnsFromChunks(ChunksAttributes, NetworkEstimator):
         sample, which is drawn by what the rows hold and `random_state`.
 
         The threshold is the quantile of the scores, under what was learned from all chunks, of a
-        random sample of 20 000 rows (of all, while there are fewer), which are kept. With
-        :math:`\alpha` the `false_alarm_rate`, :math:`m` the number of these rows and :math:`f`
-        the density of the scores at the threshold, its standard error is
-        :math:`\sqrt{\alpha (1 - \alpha) / m} / f`: of the share of false alarms 0.15 % at 5 %.
-        It is computed when it is asked for first, so that small chunks cost no more than learning
-        from them.
+        random sample of 20 000 rows (of all, while there are fewer), which are kept; methods that
+        compare each row with all others take 6000 of them. With :math:`\alpha` the
+        `false_alarm_rate`, :math:`m` the number of these rows and :math:`f` the density of the
+        scores at the threshold, its standard error is :math:`\sqrt{\alpha (1 - \alpha) / m} / f`:
+        of the share of false alarms 0.15 % (0.28 %) at 5 %. It is computed when it is asked for
+        first, so that small chunks cost no more than learning from them.
 
         Examples
         --------
@@ -234,6 +234,7 @@ class LearnsFromChunks(ChunksAttributes, NetworkEstimator):
             keys, rows = learned.sample.sample()
             if isinstance(scorer, LearningScorer):
                 scorer.finalize(learned.state, learned.classes)
+                keys, *rows = evenly(scorer.n_threshold_rows, keys, *rows)
                 size = self.batch_size or feature_batch_rows(sum(t[:1].nbytes for t in rows))
                 chunks = zip(*(t.split(size) for t in (*rows, keys)), strict=True)
                 batches = (

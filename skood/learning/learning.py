@@ -319,6 +319,16 @@ class Training:
         return self._take(np.sort(self.random_state.choice(self.n_samples, n_rows, replace=False)))
 
 
+def evenly(most, *tensors):
+    """Return at most so many entries of tensors of one length, evenly spaced; None is all."""
+    n = len(tensors[0])
+    if most is None or n <= most:
+        return tensors
+    # Of the copies of a row, which are next to each other in a sample, their share.
+    chosen = torch.arange(most, device=tensors[0].device) * n // most
+    return tuple(tensor[chosen] for tensor in tensors)
+
+
 def key_seed(scorer, random_state):
     """Return the seed of the rows' keys, of `random_state` if a scorer draws by them."""
     return random_state.randint(2**31 - 1) if getattr(scorer, "samples_by_key", False) else 0

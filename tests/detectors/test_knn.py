@@ -62,8 +62,7 @@ def rows(rng):
 def test_parity(rows, params, dtype, tolerance):
     H, X = (part.astype(dtype) for part in rows)
     found = KNNDetector(**params).fit(H).score_samples(X)
-    # The zero row is at no distance of two others, of which float32 knows the square to 1e-7.
-    np.testing.assert_allclose(found, reference(H, X, **params), tolerance, 4 * tolerance)
+    np.testing.assert_allclose(found, reference(H, X, **params), tolerance)
 
 
 @EACH
@@ -72,7 +71,7 @@ def test_rows_left_out(rows, params, left_out):
     expected = [
         reference(np.delete(H, i, axis=0), H[i : i + 1], **params)[0] for i in range(len(H))
     ]
-    np.testing.assert_allclose(left_out(KNNDetector(**params), H), expected, atol=1e-7)
+    np.testing.assert_allclose(left_out(KNNDetector(**params), H), expected, 1e-8)
 
 
 def test_far_from_zero(rng):
@@ -109,3 +108,23 @@ def test_bad_parameters(rows):
             KNNDetector(times_norm=True, **params).fit(rows[0])
     with pytest.warns(UserWarning, match="k=100 is more than the 60 rows"):
         assert KNNDetector(k=100).fit(rows[0]).k_ == 60
+
+
+@pytest.mark.parametrize("params", [{}, {"mean": True}, {"normalize": False}], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_far_closer_to_each_other_than_to_zero(rng, params, dtype):
+    """Of 1 - cosine no digit is left: distances are those of differences."""
+    H, X = ((1 + 1e-3 * rng.normal(size=(n, 8))).astype(dtype) for n in (60, 40))
+    X[:5] = H[:5]
+    found = KNNDetector(k=2, **params).fit(H).score_samples(X)
+    tolerance = 1e-3 if dtype == "float32" else 1e-8
+    np.testing.assert_allclose(found, reference(H, X, k=2, **params), tolerance)
+    assert (KNNDetector(k=1, **params).fit(H).score_samples(X[:5]) == 0).all()
+
+
+def test_pairs_far_from_each_other(rng):
+    """Where rows come in two groups, no mean is near either of them."""
+    far = np.arange(60)[:, None] % 2 * 1e5
+    H = rng.normal(size=(60, 5)) + far
+    found = KNNDetector(k=2, normalize=False).fit(H).score_samples(H[:40])
+    np.testing.assert_allclose(found, reference(H, H[:40], k=2, normalize=False), rtol=1e-5)

@@ -1,6 +1,5 @@
 """KNN: distance to the k-th nearest training row."""
 
-from functools import partial
 from numbers import Integral, Real
 
 import torch
@@ -10,27 +9,27 @@ from skood._compat import Interval
 from skood._typing import RandomState
 from skood.estimators.kinds import FeatureDetector
 from skood.estimators.parameters import param
-from skood.functional import radial
+from skood.functional import lengths, radial
 from skood.learning.moments import check_squares
-from skood.learning.neighbours import BankScorer
+from skood.learning.neighbours import TILE, BankScorer
 
 
-def distances(products, queries, n_features, bank_square):
-    """Return distances √(q² + b² - 2 q·b), from products and the queries' first columns."""
-    squares = queries[:, :n_features].double().square().sum(1, keepdim=True)
-    return (squares + bank_square - 2 * products).clamp(min=0).sqrt()
-
-
-def lengths(rows):
-    """Return the lengths of rows, in float64, whose squares may overflow."""
-    size = rows.double().abs().amax(1).clamp(min=torch.finfo(rows.dtype).tiny)
-    return size * torch.linalg.vector_norm(rows.double() / size[:, None], dim=1)
+def distances(queries, bank, found):
+    """Return the distances (n_samples, k) of queries to rows of the bank, by differences."""
+    if torch.compiler.is_exporting():
+        return torch.linalg.vector_norm(queries[:, None] - bank[found], dim=2)
+    far = torch.empty(found.shape, dtype=torch.float64, device=found.device)
+    n_columns = max(1, TILE * TILE // queries.numel())
+    for part, some in zip(far.split(n_columns, 1), found.split(n_columns, 1), strict=True):
+        part.copy_(torch.linalg.vector_norm(queries[:, None] - bank[some], dim=2))
+    return far
 
 
 class KNNScorer(BankScorer):
     """Features → minus a distance to near rows of the bank, or a similarity times their length."""
 
     learned = (*BankScorer.learned, "center")
+    reduces_rows = True
 
     def __init__(self, k, normalize, mean, times_norm, bank_size, index):
         super().__init__(k, bank_size, index)
@@ -48,32 +47,35 @@ class KNNScorer(BankScorer):
     def prepare(self, rows):
         """Return rows whose largest product with another is that of the nearest.
 
-        Rows that are not of length 1 get a column for it: zero rows, or all in float64, then around
-        their mean. Without it the longest would be taken for the nearest.
+        They are centred, since of small differences of long rows no digit is left in products, and
+        get a column for their length, or else the longest would be taken for the nearest.
         """
-        if not self.normalize:
-            self.center = rows.mean(0)
-            rows = rows - self.center
-            return torch.cat([rows, -rows.square().sum(1, keepdim=True) / 2], 1)
-        is_zero = (rows == 0).all(1, keepdim=True)
-        if self.times_norm or not bool(is_zero.any()):
+        if self.times_norm:
             return rows
-        return torch.cat([rows, is_zero / 2], 1)
+        self.center = rows.mean(0, dtype=torch.float64).to(rows.dtype)
+        prepared = rows.new_empty(len(rows), rows.shape[1] + 1)
+        centred = torch.sub(rows, self.center, out=prepared[:, :-1])
+        prepared[:, -1] = torch.linalg.vector_norm(centred, dim=1).square_().div_(-2)
+        return prepared
 
     def compare(self, inputs, k, own=None):
         """Score features by k rows of the bank, without the `own` row of each."""
         queries = self.bank_rows(inputs[0])
         if self.times_norm:
-            smallest = self.reduced(lambda products, _: products.amin(1), queries, k, own)
+            smallest = self.reduced(lambda products, *_: products.amin(1), queries, k, own)
             return smallest * lengths(inputs[0])
-        if not self.normalize:
-            queries = queries - self.center
-        n_features = queries.shape[1]
-        queries = pad(queries, (0, self.n_columns - n_features), value=1.0)
-        found = partial(distances, n_features=n_features, bank_square=float(self.normalize))
+        queries = pad(queries - self.center, (0, 1), value=1.0)
 
-        def reduce(products, queries):
-            far = found(products, queries)
+        def reduce(products, queries, found):
+            queries = queries[:, :-1]
+            if found is None:
+                # faiss has the rows.
+                squares = queries.double().square().sum(1, keepdim=True)
+                far = (squares - 2 * products).clamp(min=0).sqrt()
+            else:
+                if not self.mean:
+                    found = found.gather(1, products.argmin(1, keepdim=True))
+                far = distances(queries, self.bank[:, :-1], found)
             return -(far.mean(1) if self.mean else far.amax(1))
 
         return self.reduced(reduce, queries, k, own)
@@ -119,14 +121,14 @@ class KNNDetector(FeatureDetector):
 
     Notes
     -----
-    For the threshold a training row is compared to the bank less itself; of more than 20 000 rows a
+    For the threshold a training row is compared to the bank less itself; of more than 6000 rows a
     random sample of that size is. On plain scores with k = 1 all fresh digits were called
     out-of-distribution at a nominal 5 %. Zero rows are at the distance 1 of all others, and 0 of
     each other.
 
-    Directions that are nearer than 0.01, as those of features with a common offset, are lost in
-    float32: pass X of float64, or subtract the mean. The same as pytorch-ood's and, but for its
-    squares, OpenOOD's.
+    Distances are those of differences, after a search by products of centred rows: a common offset
+    of the features takes no digits from them. The same as pytorch-ood's and, but for its squares,
+    OpenOOD's.
 
     References
     ----------

@@ -13,7 +13,7 @@ from skood.learning.neighbours import BankScorer
 LARGEST_ENERGY = 1e150
 
 
-def mean(products, queries):
+def mean(products, *_):
     """Return the mean of the products of each query."""
     return products.mean(1)
 
@@ -88,7 +88,7 @@ class NNGuideDetector(PoolsLayer, HeadDetector):
     Notes
     -----
     The search is exact, in tiles. For the threshold a training row is compared to the bank less
-    itself; of more than 20 000 rows a random sample of that size is. pytorch-ood 0.4.0
+    itself; of more than 6000 rows a random sample of that size is. pytorch-ood 0.4.0
     computes what the defaults do; 0.3.3 searches by cosine, which drops the energies from the bank
     although its text says inner product: ``energy_weighted=False`` gives that ranking as long as
     all energies of the bank have one sign.
