@@ -6,8 +6,10 @@ from skood._versions import show_versions
 from skood.data.lazy import provide_distributed
 from skood.detectors import (
     ASHDetector,
+    CosineDetector,
     EnergyDetector,
     EntropyDetector,
+    FeatureNormDetector,
     GENDetector,
     GMMDetector,
     GradNormDetector,
@@ -39,9 +41,11 @@ provide_distributed(_load_distributed)
 
 __all__ = [
     "ASHDetector",
+    "CosineDetector",
     "EnergyDetector",
     "EntropyDetector",
     "FeatureExtractor",
+    "FeatureNormDetector",
     "GENDetector",
     "GMMDetector",
     "GradNormDetector",

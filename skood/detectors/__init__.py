@@ -1,5 +1,7 @@
 """One method a file."""
 
+from skood.detectors.features.cosine import CosineDetector
+from skood.detectors.features.feature_norm import FeatureNormDetector
 from skood.detectors.features.gmm import GMMDetector
 from skood.detectors.features.knn import KNNDetector
 from skood.detectors.features.mahalanobis import MahalanobisDetector
@@ -19,8 +21,10 @@ from skood.detectors.shaping.react import ReActDetector
 
 __all__ = [
     "ASHDetector",
+    "CosineDetector",
     "EnergyDetector",
     "EntropyDetector",
+    "FeatureNormDetector",
     "GENDetector",
     "GMMDetector",
     "GradNormDetector",
