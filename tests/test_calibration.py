@@ -204,12 +204,22 @@ def z_scores(p_values, levels, expected):
     "detector, n_samples, settings",
     [
         (GMMDetector(), 240, {"calibration_size": 0.5}),
-        (NNGuideDetector(), 240, {"calibration_size": 0.5}),
-        (ASHDetector(variant="p", percentile=0.3), 240, {"calibration_size": 120}),
+        pytest.param(NNGuideDetector(), 240, {"calibration_size": 0.5}, marks=pytest.mark.nightly),
+        pytest.param(
+            ASHDetector(variant="p", percentile=0.3),
+            240,
+            {"calibration_size": 120},
+            marks=pytest.mark.nightly,
+        ),
         (GradNormDetector(HEAD), 240, {"calibration_size": 0.5}),
-        (FOREST, 240, {"calibration_size": 0.5}),
-        (make_pipeline(PCA(4), GMMDetector()), 240, {"calibration_size": 0.5}),
-        (GMMDetector(), 600, {"method": "cross"}),
+        pytest.param(FOREST, 240, {"calibration_size": 0.5}, marks=pytest.mark.nightly),
+        pytest.param(
+            make_pipeline(PCA(4), GMMDetector()),
+            240,
+            {"calibration_size": 0.5},
+            marks=pytest.mark.nightly,
+        ),
+        pytest.param(GMMDetector(), 600, {"method": "cross"}, marks=pytest.mark.nightly),
         (GMMDetector(), 200, {"method": "loo"}),
         (NNGuideDetector(HEAD), 200, {"method": "loo"}),
         (ASHDetector(HEAD, variant="p", percentile=0.3), 200, {"method": "loo"}),
@@ -233,8 +243,12 @@ def test_the_share_of_false_alarms_is_exact(detector, n_samples, settings):
         (NACDetector(HEAD), {"calibration_size": 0.5}),
         (NACDetector(HEAD), {"method": "loo"}),
         (GMMDetector(), {"method": "cross"}),
-        (FOREST, {"method": "cross"}),
-        (GMMDetector(), {"class_conditional": True, "calibration_size": 0.5}),
+        pytest.param(FOREST, {"method": "cross"}, marks=pytest.mark.nightly),
+        pytest.param(
+            GMMDetector(),
+            {"class_conditional": True, "calibration_size": 0.5},
+            marks=pytest.mark.nightly,
+        ),
     ],
     ids=str,
 )
@@ -259,8 +273,16 @@ def test_the_plain_threshold_is_not_exact():
     assert excess > 3
 
 
-@pytest.mark.parametrize("fdr", ["bh", "by"])
-@pytest.mark.parametrize("share", [0.1, 0.3])
+@pytest.mark.parametrize(
+    ("fdr", "share"),
+    [
+        ("bh", 0.1),
+        *(
+            pytest.param(*case, marks=pytest.mark.nightly)
+            for case in (("bh", 0.3), ("by", 0.1), ("by", 0.3))
+        ),
+    ],
+)
 def test_the_false_discovery_rate_stays_below_its_level(fdr, share):
     """Of those called by level alpha alone, more than alpha are false where OOD rows are few."""
     alpha, n_new = 0.2, 200
@@ -301,6 +323,7 @@ def rates_by_class(class_conditional, predicted=False):
     return np.mean(rates, 0), np.std(rates, 0, ddof=1) / np.sqrt(N_REPETITIONS)
 
 
+@pytest.mark.nightly
 def test_false_alarms_in_each_class():
     """Classes of unlike spread: together 10 %, but more than 20 % in the widest."""
     means, _ = rates_by_class(False)

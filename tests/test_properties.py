@@ -13,7 +13,7 @@ from sklearn.base import clone
 from skood.functional import all_finite
 from skood.testing.scores import check_rows_are_scored_each_on_its_own
 from tests.parity import SEEDS, blobs, linear
-from tests.registry import DEFAULTS, SETTINGS, each, needs_logits
+from tests.registry import DEFAULTS, OTHER_SETTINGS, each, name_of, needs_logits
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The features are signed", "ignore:.*saturated", "ignore:k=.*is more than"
@@ -49,7 +49,11 @@ def fitted_where_rows_tell_enough(detector, X, y):
         assert "there is no residual" in str(error)
 
 
-@each(SETTINGS)
+@pytest.mark.parametrize(
+    "detector",
+    DEFAULTS + [pytest.param(d, marks=pytest.mark.nightly) for d in OTHER_SETTINGS],
+    ids=name_of,
+)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @given(data=st.data())
 @pytest.mark.filterwarnings("ignore")

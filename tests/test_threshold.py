@@ -159,7 +159,7 @@ def test_false_alarms_on_fresh_rows(detector):
     X, y = load_digits(return_X_y=True)
     X, y = X[y < 6], y[y < 6]
     shares = []
-    for seed in range(20):
+    for seed in range(10):
         fit, fresh, y_fit, _ = train_test_split(X, y, test_size=0.4, stratify=y, random_state=seed)
         pca = PCA(32, random_state=0).fit(fit)
         detector = clone(detector).fit(pca.transform(fit), y_fit)

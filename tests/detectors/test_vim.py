@@ -213,6 +213,7 @@ def test_a_head_without_bias(rows, head):
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
+@pytest.mark.nightly
 def test_few_rows_of_many_features(rng):
     """Outside of a subspace of so many directions those rows have nothing that taught it."""
     X, y = rng.normal(size=(100, 512)), np.arange(100) % 4
