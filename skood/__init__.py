@@ -21,6 +21,7 @@ from skood.detectors import (
     MSPDetector,
     NACDetector,
     NNGuideDetector,
+    ORADetector,
     ReActDetector,
     ViMDetector,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "MaxLogitDetector",
     "NACDetector",
     "NNGuideDetector",
+    "ORADetector",
     "ReActDetector",
     "ViMDetector",
     "__version__",

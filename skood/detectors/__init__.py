@@ -7,6 +7,7 @@ from skood.detectors.features.knn import KNNDetector
 from skood.detectors.features.mahalanobis import MahalanobisDetector
 from skood.detectors.gradients.gradnorm import GradNormDetector
 from skood.detectors.head.nnguide import NNGuideDetector
+from skood.detectors.head.ora import ORADetector
 from skood.detectors.head.vim import ViMDetector
 from skood.detectors.layers.nac import NACDetector
 from skood.detectors.logits.energy import EnergyDetector
@@ -36,6 +37,7 @@ __all__ = [
     "MaxLogitDetector",
     "NACDetector",
     "NNGuideDetector",
+    "ORADetector",
     "ReActDetector",
     "ViMDetector",
 ]
