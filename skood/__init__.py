@@ -6,6 +6,7 @@ from skood._versions import show_versions
 from skood.data.lazy import provide_distributed
 from skood.detectors import (
     ASHDetector,
+    CFOODDetector,
     CosineDetector,
     EnergyDetector,
     EntropyDetector,
@@ -42,6 +43,7 @@ provide_distributed(_load_distributed)
 
 __all__ = [
     "ASHDetector",
+    "CFOODDetector",
     "CosineDetector",
     "EnergyDetector",
     "EntropyDetector",

@@ -1,5 +1,6 @@
 """One method a file."""
 
+from skood.detectors.features.cfood import CFOODDetector
 from skood.detectors.features.cosine import CosineDetector
 from skood.detectors.features.feature_norm import FeatureNormDetector
 from skood.detectors.features.gmm import GMMDetector
@@ -22,6 +23,7 @@ from skood.detectors.shaping.react import ReActDetector
 
 __all__ = [
     "ASHDetector",
+    "CFOODDetector",
     "CosineDetector",
     "EnergyDetector",
     "EntropyDetector",
