@@ -17,7 +17,7 @@ from sklearn.model_selection import train_test_split
 from skood import ASHDetector, GMMDetector, NNGuideDetector
 from skood.detectors.head.nnguide import NNGuideScorer
 from skood.learning.thresholds import lower_quantile
-from tests.networks import MLP, SmallCNN, seeded
+from tests.networks import MLP, Segmenter, SmallCNN, sample_inputs, seeded
 from tests.registry import DEFAULTS, IN_NETWORKS, each, needs_logits
 
 pytestmark = pytest.mark.filterwarnings("ignore:The features are signed", "ignore:.*is singular")
@@ -218,3 +218,13 @@ def test_minus_zero_is_the_class_zero(rng):
     with pytest.warns(UserWarning, match="y holds -0.0, which is the class 0"):
         detector = GMMDetector().fit(rng.normal(size=(60, 2)), y)
     assert str(detector.known_classes_) == "[0.]"
+
+
+@pytest.mark.filterwarnings("ignore:false_alarm_rate=")
+def test_one_pixel():
+    """Of all of an image one is in-distribution."""
+    net, y = seeded(Segmenter), np.full((4, 8, 8), -1)
+    y[2, 3, 3] = 1
+    X = sample_inputs(net, 4)
+    detector = ASHDetector(net).fit(X, y)
+    assert detector.offset_ == pytest.approx(detector.score_samples(X)[2, 3, 3], rel=1e-4)

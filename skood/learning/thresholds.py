@@ -35,6 +35,8 @@ def lower_quantile(scores, share):
             f"{len(scores)}. The lowest of their scores is the threshold, below which "
             f"{1 / (len(scores) + 1):.1%} of fresh rows lie: give more rows, or a larger rate."
         )
+    if len(scores) == 1:
+        return float(scores[0])
     rank = np.clip(share * (len(scores) + 1), 1, len(scores))
     k = min(int(rank), len(scores) - 1)
     low, high = np.partition(scores, [k - 1, k])[k - 1 : k + 1]
