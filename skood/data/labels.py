@@ -121,7 +121,7 @@ def is_ood(y, known_classes=None):
     """
     y, mask = as_labels(y), is_negative(y)
     if known_classes is None:
-        _warn_of_marks(y[~mask])
+        _warn_of_marks(y, mask)
         return mask
     classes = move_to_numpy(known_classes)
     known, labels = set(classes.tolist()), y.tolist()
@@ -163,8 +163,8 @@ def _is_missing(label):
         return True
 
 
-def _warn_of_marks(y):
-    """Warn of labels that are taken for classes and probably mean OOD rows."""
+def _warn_of_marks(y, mask):
+    """Warn of labels that are taken for classes, not in the mask, and probably mean OOD rows."""
     if y.dtype.kind == "b":
         warn(
             "y is boolean: False and True are taken for two classes.\nNegative numbers mark OOD "
@@ -172,7 +172,7 @@ def _warn_of_marks(y):
             "classes, pass y.astype(int).",
             ShownOnce,
         )
-    words = set(y.tolist()) if y.dtype.kind in "OU" else ()
+    words = set(y[~mask].tolist()) if y.dtype.kind in "OU" else ()
     for name in sorted(w for w in words if isinstance(w, str) and w.casefold() in OOD_NAMES):
         warn(
             f"y holds the label {name!r}, which is taken for a class of its own.\nNegative numbers "
