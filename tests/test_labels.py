@@ -196,3 +196,8 @@ def test_the_roc_auc_of_scikit_learn(detector, iris):
     with pytest.warns(UserWarning, match="get_scorer"):
         roc_auc(detector, X, (y > 0).astype(int))
     assert roc_auc(detector, X, right) == pytest.approx(detector.score(X, right))
+
+
+def test_booleans_beside_classes():
+    with pytest.warns(UserWarning, match="y is boolean"):
+        assert is_ood([True, False], known_classes=["a", "b"]).all()

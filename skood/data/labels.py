@@ -126,7 +126,7 @@ def is_ood(y, known_classes=None):
     classes = move_to_numpy(known_classes)
     known, labels = set(classes.tolist()), y.tolist()
     if y.dtype.kind == "b" != classes.dtype.kind:
-        _warn_of_marks(y)
+        _warn_of_marks(y, mask)
     else:
         _warn_of_other_kind(set(y[~mask].tolist()) - known, classes)
     return mask | np.array([label not in known for label in labels], dtype=bool)
