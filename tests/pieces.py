@@ -50,7 +50,8 @@ def compare(detector, X, y, X_new, n_pairs):
     difference = np.abs(parts.score_samples(X_new) - scores).max() / scores.std()
     alpha = detector.false_alarm_rate
     low, high = np.quantile(scores, [alpha - 0.01, alpha + 0.01])
-    error = math.sqrt(alpha * (1 - alpha) / N_THRESHOLD_ROWS) * (high - low) / 0.02
+    n_rows = getattr(whole.scorer_, "n_threshold_rows", None) or N_THRESHOLD_ROWS
+    error = math.sqrt(alpha * (1 - alpha) / n_rows) * (high - low) / 0.02
     shift = (parts.offset_ - whole.offset_) / error
     alarms = [100 * np.mean(d.predict(X_new) < 0) for d in (whole, parts)]
     return difference, shift, *alarms, *map(statistics.median, zip(*times, strict=True))

@@ -1,6 +1,7 @@
 """Comparing rows with a bank of rows, by their largest inner products: exact, or by faiss."""
 
-from functools import cached_property
+import platform
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -19,10 +20,22 @@ TILE = 1024
 THRESHOLD_ROWS = 6_000
 
 
+@cache
+def is_intel():
+    """Tell whether the processor is Intel's."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return "GenuineIntel" in file.read()
+    except OSError:
+        return "GenuineIntel" in platform.processor()
+
+
 def inner_products(queries, rows):
     """Return the inner product of each query with each row."""
-    if (queries.device.type, queries.dtype) == ("cpu", torch.float32) and mkldnn.is_available():
-        # torch multiplies float32 by MKL, which takes twice as long on AMD's processors.
+    is_single = (queries.device.type, queries.dtype) == ("cpu", torch.float32)
+    if is_single and mkldnn.is_available() and not is_intel():
+        # torch multiplies float32 by MKL, which takes twice as long on AMD's processors, and .8 of
+        # the time on Intel's.
         return linear(queries.to_mkldnn(), rows.to_mkldnn()).to_dense()
     return queries @ rows.T
 
