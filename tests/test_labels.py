@@ -14,6 +14,7 @@ from sklearn.metrics import get_scorer as sklearn_scorer
 
 from skood import GMMDetector
 from skood.calibration import ConformalDetector
+from skood.data.labels import is_ood
 from skood.ensemble import EnsembleDetector
 from skood.metrics import auroc_score
 from skood.model_selection import FitOnInliers
