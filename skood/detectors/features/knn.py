@@ -29,7 +29,6 @@ class KNNScorer(BankScorer):
     """Features → minus a distance to near rows of the bank, or a similarity times their length."""
 
     learned = (*BankScorer.learned, "center")
-    reduces_rows = True
 
     def __init__(self, k, normalize, mean, times_norm, bank_size, index):
         super().__init__(k, bank_size, index)
@@ -65,20 +64,33 @@ class KNNScorer(BankScorer):
             smallest = self.reduced(lambda products, *_: products.amin(1), queries, k, own)
             return smallest * lengths(inputs[0])
         queries = pad(queries - self.center, (0, 1), value=1.0)
+        scores = self.reduced(self._by_products, queries, k, own)
+        if self.bank is not None and not torch.compiler.is_exporting():
+            lost = scores.isnan().nonzero()[:, 0]
+            if len(lost):
+                own = None if own is None else own[lost]
+                scores[lost] = self.reduced(self._by_rows, queries[lost], k, own, with_rows=True)
+        return scores
 
-        def reduce(products, queries, found):
-            queries = queries[:, :-1]
-            if found is None:
-                # faiss has the rows.
-                squares = queries.double().square().sum(1, keepdim=True)
-                far = (squares - 2 * products).clamp(min=0).sqrt()
-            else:
-                if not self.mean:
-                    found = found.gather(1, products.argmin(1, keepdim=True))
-                far = distances(queries, self.bank[:, :-1], found)
-            return -(far.mean(1) if self.mean else far.amax(1))
+    def _by_products(self, products, queries, found):
+        """Return scores of queries by the products; NaN where too few digits are left in them."""
+        if torch.compiler.is_exporting():
+            return self._by_rows(products, queries, found)
+        sizes = queries[:, :-1].double().square().sum(1, keepdim=True)
+        squares = (sizes - 2 * products).clamp(min=0)
+        scores = -(squares.sqrt().mean(1) if self.mean else squares.amax(1).sqrt())
+        if self.bank is None:
+            return scores
+        # A square is off by some eps of the size: a score by 1e-4 in float32, by 1e-9 in float64.
+        least = (squares.amin(1) if self.mean else squares.amax(1)) / sizes[:, 0]
+        return scores.masked_fill(~(least > 10 * torch.finfo(queries.dtype).eps ** 0.5), torch.nan)
 
-        return self.reduced(reduce, queries, k, own)
+    def _by_rows(self, products, queries, found):
+        """Return scores of queries by the rows that are found."""
+        if not self.mean:
+            found = found.gather(1, products.argmin(1, keepdim=True))
+        far = distances(queries[:, :-1], self.bank[:, :-1], found)
+        return -(far.mean(1) if self.mean else far.amax(1))
 
 
 class KNNDetector(FeatureDetector):
