@@ -60,12 +60,6 @@ def boundary_angles(features, centers, weight, bias):
     return angles, has_boundary
 
 
-def class_sums(n_classes, n_features, device, per_class):
-    """Return counts and sums of no rows, by class."""
-    zeros = torch.zeros(n_classes, n_features + 1, dtype=torch.float64, device=device)
-    return State(["totals"] if per_class else [], totals=zeros)
-
-
 class ORAScorer(LearningScorer):
     """Features → an aggregate of their angles to decision boundaries."""
 
@@ -89,21 +83,21 @@ class ORAScorer(LearningScorer):
 
     def init_state(self, inputs, n_classes, n_expected):
         """Return sums of no rows, by label and by prediction: without y that is the class."""
-        n_features, device = inputs[0].shape[1], inputs[0].device
-        by_label = class_sums(n_classes, n_features, device, True)
-        by_prediction = class_sums(self.head.out_features, n_features, device, False)
-        return State(by_label=by_label, by_prediction=by_prediction)
+        features, n_logits = inputs[0].double(), self.head.out_features
+        width = features.shape[1] + 1
+        by_label, by_prediction = (features.new_zeros(n, width) for n in (n_classes, n_logits))
+        return State(["by_label"], by_label=by_label, by_prediction=by_prediction)
 
     def update(self, state, inputs, class_indices, keys):
         """Add a batch."""
         rows = torch.nn.functional.pad(inputs[0].double(), (0, 1), value=1.0)
-        state.by_label.totals.index_add_(0, class_indices, rows)
-        state.by_prediction.totals.index_add_(0, self.head(inputs[0]).argmax(1), rows)
+        state.by_label.index_add_(0, class_indices, rows)
+        state.by_prediction.index_add_(0, self.head(inputs[0]).argmax(1), rows)
 
     def finalize(self, state, classes):
         """Average the means of the classes that have rows."""
         self.has_labels = classes is not None
-        totals = (state.by_label if self.has_labels else state.by_prediction).totals
+        totals = state.by_label if self.has_labels else state.by_prediction
         if not all_finite(totals):
             raise ValueError(OVERFLOW)
         self.counts = totals[:, -1]
