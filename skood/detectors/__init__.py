@@ -7,6 +7,7 @@ from skood.detectors.features.gmm import GMMDetector
 from skood.detectors.features.knn import KNNDetector
 from skood.detectors.features.mahalanobis import MahalanobisDetector
 from skood.detectors.gradients.gradnorm import GradNormDetector
+from skood.detectors.head.neg_label import NegLabelDetector
 from skood.detectors.head.nnguide import NNGuideDetector
 from skood.detectors.head.ora import ORADetector
 from skood.detectors.head.vim import ViMDetector
@@ -39,6 +40,7 @@ __all__ = [
     "MaxLogitDetector",
     "NACDetector",
     "NNGuideDetector",
+    "NegLabelDetector",
     "ORADetector",
     "ReActDetector",
     "ViMDetector",
