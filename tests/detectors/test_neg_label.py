@@ -12,7 +12,7 @@ from tests.networks import seeded
 METHOD = Method(
     settings={
         "default": NegLabelDetector(),
-        "groups": NegLabelDetector(n_known=1, n_groups=2, random_state=0, batch_size=7),
+        "seed": NegLabelDetector(n_known=2, random_state=0, batch_size=7),
         "share": NegLabelDetector(temperature=0.5, log=False),
     },
     in_networks={"default": NegLabelDetector(), "one group": NegLabelDetector(n_known=1)},
