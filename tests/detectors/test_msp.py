@@ -8,12 +8,13 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
+from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 import skood
-from skood import ASHDetector, MSPDetector
+from skood import ASHDetector, MSPDetector, ReActDetector
 from skood.functional import entropy, gen, log_odds, log_probabilities
 from skood.learning.agreement import logit_columns
 from tests.detectors import Method
@@ -295,6 +296,21 @@ def test_scores_of_logits_without_ties_and_of_one_class(score):
     assert score(torch.ones(2, 1, 3)).tolist() == [[0.0] * 3] * 2
     if score is not log_odds:
         assert (score(logits, log=False) <= 0).all()
+
+
+@pytest.mark.parametrize("detector", [ASHDetector(percentile=0.5), ReActDetector()])
+def test_confident_rows_do_not_tie_in_shaping_methods(rng, detector):
+    """Of a confident network probabilities tie in float32, their log-odds do not."""
+    net = seeded(MLP)
+    with torch.no_grad():
+        net.fc.weight.mul_(300)
+    X = (2 * rng.normal(size=(200, 8))).astype("float32")
+    n_distinct = {}
+    for logit_score in ("log_odds", "msp"):
+        detector = clone(detector).set_params(model=net, logit_score=logit_score).fit(X)
+        n_distinct[logit_score] = len(np.unique(detector.score_samples(X)))
+    assert n_distinct["log_odds"] > 195
+    assert n_distinct["msp"] < 100
 
 
 @pytest.mark.parametrize("logit_score", ["log_odds", "entropy", "gen"])

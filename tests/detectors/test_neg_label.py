@@ -12,10 +12,14 @@ from tests.networks import seeded
 METHOD = Method(
     settings={
         "default": NegLabelDetector(),
-        "seed": NegLabelDetector(n_known=2, random_state=0, batch_size=7),
+        "seed": NegLabelDetector(random_state=0, batch_size=7),
         "share": NegLabelDetector(temperature=0.5, log=False),
     },
-    in_networks={"default": NegLabelDetector(), "one group": NegLabelDetector(n_known=1)},
+    # A temperature of 0.01 makes 1e-7 of the network's float32 1e-5 of the score.
+    in_networks={
+        "default": NegLabelDetector(temperature=1.0),
+        "one known": NegLabelDetector(n_known=1, n_groups=1, temperature=1.0),
+    },
 )
 
 

@@ -5,7 +5,6 @@ from numbers import Integral, Real
 import torch
 from sklearn.utils import check_random_state
 from torch import nn
-from torch.nn.functional import logsigmoid
 
 from skood._compat import Interval
 from skood.estimators.kinds import HeadDetector
@@ -21,10 +20,12 @@ def share_of_known(cosines, n_known, groups, temperature, log):
     """Return the share of the known labels in the softmax with each group, averaged over groups."""
     logits = tempered(cosines, temperature).clamp(min=-LARGEST_GAP)
     known = torch.logsumexp(logits[:, :n_known], 1, keepdim=True)
-    gaps = known - torch.logsumexp(logits[:, groups], 2)
+    negative = torch.logsumexp(logits[:, groups], 2)
+    # Not logsigmoid of their difference, which ONNX computes as the logarithm of a number that is 0.
+    total = torch.logsumexp(torch.stack([known.expand_as(negative), negative]), 0)
     if not log:
-        return gaps.sigmoid().mean(1)
-    odds = torch.logsumexp(logsigmoid(gaps), 1) - torch.logsumexp(logsigmoid(-gaps), 1)
+        return (known - total).exp().mean(1)
+    odds = torch.logsumexp(known - total, 1) - torch.logsumexp(negative - total, 1)
     return clip_to(odds, torch.float64)
 
 
