@@ -21,7 +21,7 @@ def share_of_known(cosines, n_known, groups, temperature, log):
     logits = tempered(cosines, temperature).clamp(min=-LARGEST_GAP)
     known = torch.logsumexp(logits[:, :n_known], 1, keepdim=True)
     negative = torch.logsumexp(logits[:, groups], 2)
-    # Not logsigmoid of their difference, which ONNX computes as the logarithm of a number that is 0.
+    # Not logsigmoid of their difference: in ONNX that is the logarithm of what rounds to 0.
     total = torch.logsumexp(torch.stack([known.expand_as(negative), negative]), 0)
     if not log:
         return (known - total).exp().mean(1)
