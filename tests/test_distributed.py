@@ -341,7 +341,7 @@ class TestWhatMoves:
         assert most[0] <= 3 * distributed.FAN_IN
 
     def test_between_workers(self, client):
-        """Of 13 MB of rows no message holds more than samples do."""
+        """Of 13 MB of rows no message holds more than samples, and blocks that idle workers take, do."""
 
         def log(dask_worker):
             return [entry["total"] for entry in dask_worker.transfer_incoming_log]
@@ -353,7 +353,7 @@ class TestWhatMoves:
         sizes = [
             size for name, all_ in client.run(log).items() for size in all_[len(before[name]) :]
         ]
-        assert 1e4 < max(sizes) < 3e6
+        assert 1e4 < max(sizes) < 6e6
 
     def test_networks_are_loaded_once(self, rows, client, tmp_path):
         X, y = rows

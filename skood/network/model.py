@@ -193,7 +193,7 @@ def cross_fitted_heads(source, head, rows):
         # Or the penalty would weigh more beside fewer rows.
         weight = len(class_indices) / len(others)
         # On so few coefficients Newton's method takes a quarter of the time.
-        is_small = head.weight.numel() <= 64 and np.abs(H).max() < 100
+        is_small = head.weight.numel() <= 64 and 0.01 < np.abs(H).max() < 100
         solver = "newton-cholesky" if is_small else "lbfgs"
         head_of_others = _regress(H, others, head.weight.device, source.dtype, weight, solver)
         yield held_out, head_of_others, np.unique(others)

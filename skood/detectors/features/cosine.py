@@ -46,7 +46,7 @@ class CosineToMeans(LearningScorer):
         """Keep the sums, whose directions are those of the means."""
         if not all_finite(state.sums):
             raise ValueError(OVERFLOW)
-        self.sums = state.sums
+        self.sums = state.sums.clone()
 
     def _cosines(self, directions):
         return directions @ radial(self.sums, 1).T
