@@ -55,7 +55,6 @@ from tests.registry import (
     IN_NETWORKS,
     METHODS,
     OTHER_SETTINGS,
-    SETTINGS,
     each,
     layer_parameter,
     method_of,
@@ -722,7 +721,11 @@ def test_gaussians_that_are_singular_are_told(iris):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("detector", SETTINGS + IN_NETWORKS, ids=name_of)
+@pytest.mark.parametrize(
+    "detector",
+    DEFAULTS + IN_NETWORKS + [pytest.param(d, marks=pytest.mark.nightly) for d in OTHER_SETTINGS],
+    ids=name_of,
+)
 def test_cuda_equals_cpu(detector, iris, images):
     X, y = iris
     net = None

@@ -341,7 +341,7 @@ class TestWhatMoves:
         assert most[0] <= 3 * distributed.FAN_IN
 
     def test_between_workers(self, client):
-        """Of 13 MB of rows no message holds more than samples, and blocks that idle workers take, do."""
+        """Of 13 MB of rows no message holds more than samples and a few blocks do."""
 
         def log(dask_worker):
             return [entry["total"] for entry in dask_worker.transfer_incoming_log]
