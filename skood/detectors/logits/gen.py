@@ -21,7 +21,8 @@ class GENDetector(LogitsDetector):
         The exponent, the paper's. The smaller, the more do small probabilities count.
     n_classes : int, default=100
         How many of the largest probabilities count; all where there are fewer. The paper's, of
-        1000 classes. Of few classes half of them are better.
+        1000 classes. Of the ten of CIFAR-10 five were better against noise (.877 for .863) and
+        worse against flowers and MNIST (.915 and .949 for .921 and .967).
     temperature : float, default=1.0
         T, what the logits are divided by.
     log : bool, default=True
