@@ -1,15 +1,16 @@
 """Bases of detectors by what their methods consume: features, logits, both, or a layer."""
 
 from collections.abc import Callable
+from numbers import Integral, Real
 
 import torch
 from torch import nn
 
-from skood._compat import StrOptions
+from skood._compat import Interval, StrOptions
 from skood._typing import RandomState
 from skood.estimators.base import BaseDetector
 from skood.estimators.network_estimator import PoolsLayer
-from skood.estimators.parameters import param
+from skood.estimators.parameters import DeclaresParameters, param
 from skood.functional import energy, entropy, gen, log_odds, max_logit, msp
 from skood.learning.shaping import LearnedShaping, ShapingScorer
 
@@ -21,6 +22,50 @@ LOGIT_SCORES = {
     "entropy": entropy,
     "gen": gen,
 }
+
+
+class KeepsBank(DeclaresParameters):
+    """Mixin of detectors that compare rows with a bank of training rows, a `BankScorer`'s.
+
+    Parameters
+    ----------
+    bank_size : int, float or None, default=None
+        How many training rows the bank keeps, drawn at random; a float is a share. None: all.
+    random_state : int, RandomState or None, default=None
+        Draws the bank.
+    """
+
+    bank_size: int | float | None = param(
+        Interval(Integral, 1, None, closed="left"),
+        Interval(Real, 0, 1, closed="neither"),
+        None,
+        default=None,
+    )
+    random_state: RandomState = param("random_state", default=None)
+
+
+class SearchesBank(KeepsBank):
+    """Mixin of detectors that search a bank for the rows nearest to a row.
+
+    Parameters
+    ----------
+    index : str, default="exact"
+        How to search the bank: "exact", or by faiss (``pip install faiss-cpu``) with an index
+        described as for its ``index_factory``, such as ``"Flat"``, ``"IVF1024,Flat"`` or
+        ``"HNSW32"``; see `NNGuideDetector` for what these find.
+
+    Attributes
+    ----------
+    k_ : int
+        The number of neighbours used.
+    scorer_ : nn.Module
+        Maps features to scores; its buffer ``bank`` is the bank, or ``index_bytes`` faiss's index.
+    """
+
+    index: str = param(str, default="exact")
+
+    def _fitted_attributes(self, scorer):
+        return {"k_": scorer.n_neighbours()}
 
 
 class FeatureDetector(PoolsLayer, BaseDetector):

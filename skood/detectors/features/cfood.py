@@ -1,13 +1,12 @@
 """CF-OOD: the share of training rows that are nearer to a training row than a new row is."""
 
 import math
-from numbers import Integral, Real
+from numbers import Real
 
 import torch
 
 from skood._compat import Interval
-from skood._typing import RandomState
-from skood.estimators.kinds import FeatureDetector
+from skood.estimators.kinds import FeatureDetector, KeepsBank
 from skood.estimators.parameters import param
 from skood.functional import lengths, radial
 from skood.learning.gaussians import squared_distances
@@ -97,7 +96,7 @@ class CFOODScorer(BankScorer):
         return -shares[counts.kthvalue(math.ceil(self.share * n), 0).values]
 
 
-class CFOODDetector(FeatureDetector):
+class CFOODDetector(KeepsBank, FeatureDetector):
     r"""Share of the training rows that are nearer to a training row than the features are.
 
     For each row of a bank of n training rows let :math:`r_i` be the share of the bank that lies
@@ -113,8 +112,6 @@ class CFOODDetector(FeatureDetector):
     bank_size : int, float or None, default=None
         How many training rows the bank keeps, drawn at random; a float is a share. None: all, whose
         distances to each other are computed: of 10 000 rows 10⁸.
-    random_state : int, RandomState or None, default=None
-        Draws the bank.
 
     Attributes
     ----------
@@ -148,13 +145,6 @@ class CFOODDetector(FeatureDetector):
 
     share: float = param(Interval(Real, 0, 1, closed="neither"), default=0.01)
     normalize: bool = param("boolean", default=True)
-    bank_size: int | float | None = param(
-        Interval(Integral, 1, None, closed="left"),
-        Interval(Real, 0, 1, closed="neither"),
-        None,
-        default=None,
-    )
-    random_state: RandomState = param("random_state", default=None)
 
     def _make_scorer(self):
         return CFOODScorer(self.share, self.normalize, self.bank_size)

@@ -1,13 +1,12 @@
 """KNN: distance to the k-th nearest training row."""
 
-from numbers import Integral, Real
+from numbers import Integral
 
 import torch
 from torch.nn.functional import pad
 
 from skood._compat import Interval
-from skood._typing import RandomState
-from skood.estimators.kinds import FeatureDetector
+from skood.estimators.kinds import FeatureDetector, SearchesBank
 from skood.estimators.parameters import param
 from skood.functional import lengths, radial
 from skood.learning.moments import check_squares
@@ -93,7 +92,7 @@ class KNNScorer(BankScorer):
         return -(far.mean(1) if self.mean else far.amax(1))
 
 
-class KNNDetector(FeatureDetector):
+class KNNDetector(SearchesBank, FeatureDetector):
     r"""Distance to the k-th nearest training row.
 
     With the directions :math:`\hat h = h / \|h\|_2` of features, and :math:`\hat h_{(k)}` the k-th
@@ -113,19 +112,6 @@ class KNNDetector(FeatureDetector):
     times_norm : bool, default=False
         The k-th largest cosine times the length of the features instead: kNN-projection, and with
         k = 1 the part of CSI that needs no training. Where OOD rows are longer it fails.
-    bank_size : int, float or None, default=None
-        How many training rows the bank keeps, drawn at random; a float is a share. None: all.
-    index : str, default="exact"
-        How to search the bank: "exact", or by faiss; see `NNGuideDetector`.
-    random_state : int, RandomState or None, default=None
-        Draws the bank.
-
-    Attributes
-    ----------
-    k_ : int
-        The number of neighbours used.
-    scorer_ : nn.Module
-        Maps features to scores; its buffer ``bank`` is the bank, or ``index_bytes`` faiss's index.
 
     See Also
     --------
@@ -162,14 +148,6 @@ class KNNDetector(FeatureDetector):
     normalize: bool = param("boolean", default=True)
     mean: bool = param("boolean", default=False)
     times_norm: bool = param("boolean", default=False)
-    bank_size: int | float | None = param(
-        Interval(Integral, 1, None, closed="left"),
-        Interval(Real, 0, 1, closed="neither"),
-        None,
-        default=None,
-    )
-    index: str = param(str, default="exact")
-    random_state: RandomState = param("random_state", default=None)
 
     def _make_scorer(self):
         if self.times_norm and (self.mean or not self.normalize):
@@ -178,6 +156,3 @@ class KNNDetector(FeatureDetector):
             )
         how = (self.normalize, self.mean, self.times_norm, self.bank_size, self.index)
         return KNNScorer(self.k, *how)
-
-    def _fitted_attributes(self, scorer):
-        return {"k_": scorer.n_neighbours()}

@@ -1,9 +1,9 @@
 """NNGuide: nearest-neighbour guidance of the energy."""
 
-from numbers import Integral, Real
+from numbers import Integral
 
 from skood._compat import Interval
-from skood.estimators.kinds import HeadDetector
+from skood.estimators.kinds import HeadDetector, SearchesBank
 from skood.estimators.network_estimator import PoolsLayer
 from skood.estimators.parameters import param
 from skood.functional import energy, radial
@@ -45,7 +45,7 @@ class NNGuideScorer(BankScorer):
         return self.reduced(mean, directions, k, own) * energies.double()
 
 
-class NNGuideDetector(PoolsLayer, HeadDetector):
+class NNGuideDetector(SearchesBank, PoolsLayer, HeadDetector):
     r"""Nearest-neighbour guidance: energy times similarity to training rows.
 
     With features :math:`h`, their direction :math:`\hat h = h / \|h\|_2` and their energy
@@ -66,20 +66,9 @@ class NNGuideDetector(PoolsLayer, HeadDetector):
     bank_size : int, float or None, default=None
         How many training rows the bank keeps, drawn at random; a float is a share (the authors
         keep 1 % of ImageNet). None: all.
-    index : str, default="exact"
-        How to search the bank: "exact", or by faiss (``pip install faiss-cpu``) with an index
-        described as for its ``index_factory``, such as ``"Flat"``, ``"IVF1024,Flat"`` or
-        ``"HNSW32"``.
     random_state : int, RandomState or None, default=None
         Draws the bank, and the k-means clusters that stand in for classes where ``model=None``
         gets no y.
-
-    Attributes
-    ----------
-    k_ : int
-        The number of neighbours used.
-    scorer_ : nn.Module
-        Maps features to scores; its buffer ``bank`` is the bank, or ``index_bytes`` faiss's index.
 
     See Also
     --------
@@ -118,16 +107,6 @@ class NNGuideDetector(PoolsLayer, HeadDetector):
 
     k: int = param(Interval(Integral, 1, None, closed="left"), default=10)
     energy_weighted: bool = param("boolean", default=True)
-    bank_size: int | float | None = param(
-        Interval(Integral, 1, None, closed="left"),
-        Interval(Real, 0, 1, closed="neither"),
-        None,
-        default=None,
-    )
-    index: str = param(str, default="exact")
 
     def _make_scorer(self, head):
         return NNGuideScorer(head, self.k, self.energy_weighted, self.bank_size, self.index)
-
-    def _fitted_attributes(self, scorer):
-        return {"k_": scorer.n_neighbours()}
