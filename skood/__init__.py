@@ -19,6 +19,7 @@ from skood.detectors import (
     LogitGapDetector,
     MahalanobisDetector,
     MaxLogitDetector,
+    MCMDetector,
     MSPDetector,
     NACDetector,
     NegLabelDetector,
@@ -43,6 +44,7 @@ find_moved_modules()
 provide_distributed(_load_distributed)
 
 __all__ = [
+    "MCMDetector",
     "ASHDetector",
     "CFOODDetector",
     "CosineDetector",

@@ -7,6 +7,7 @@ from skood.detectors.features.gmm import GMMDetector
 from skood.detectors.features.knn import KNNDetector
 from skood.detectors.features.mahalanobis import MahalanobisDetector
 from skood.detectors.gradients.gradnorm import GradNormDetector
+from skood.detectors.head.mcm import MCMDetector
 from skood.detectors.head.neg_label import NegLabelDetector
 from skood.detectors.head.nnguide import NNGuideDetector
 from skood.detectors.head.ora import ORADetector
@@ -23,6 +24,7 @@ from skood.detectors.shaping.ash import ASHDetector
 from skood.detectors.shaping.react import ReActDetector
 
 __all__ = [
+    "MCMDetector",
     "ASHDetector",
     "CFOODDetector",
     "CosineDetector",

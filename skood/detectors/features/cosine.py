@@ -9,15 +9,15 @@ from skood._compat import Interval, StrOptions
 from skood._typing import RandomState
 from skood.estimators.kinds import FeatureDetector
 from skood.estimators.parameters import param
-from skood.functional import all_finite, clip_to, lengths, radial
+from skood.functional import all_finite, clip_to, cosines, lengths, radial
 from skood.learning.learning import LearningScorer
 from skood.learning.moments import OVERFLOW, check_squares
 from skood.learning.states import State
 
 
-def plus_lengths(cosines, features, norm_weight):
+def plus_lengths(similarities, features, norm_weight):
     """Return the largest cosine of each row plus its weighted length."""
-    return clip_to(cosines.amax(1) + norm_weight * lengths(features), torch.float64)
+    return clip_to(similarities.amax(1) + norm_weight * lengths(features), torch.float64)
 
 
 class CosineToMeans(LearningScorer):
@@ -48,21 +48,17 @@ class CosineToMeans(LearningScorer):
             raise ValueError(OVERFLOW)
         self.sums = state.sums.clone()
 
-    def _cosines(self, directions):
-        return directions @ radial(self.sums, 1).T
-
     def forward(self, features):
         """Score features of shape (n_samples, D)."""
-        cosines = self._cosines(radial(features.double(), 1))
-        return plus_lengths(cosines, features, self.norm_weight)
+        return plus_lengths(cosines(features, self.sums), features, self.norm_weight)
 
     def leave_one_out(self, inputs, class_indices, keys):
         """Score training rows, each left out of the sum of its class."""
         features = inputs[0].double()
         directions = radial(features, 1)
         own = (directions * radial(self.sums[class_indices] - features, 1)).sum(1, keepdim=True)
-        cosines = self._cosines(directions).scatter(1, class_indices[:, None], own)
-        return plus_lengths(cosines, features, self.norm_weight)
+        similarities = cosines(features, self.sums).scatter(1, class_indices[:, None], own)
+        return plus_lengths(similarities, features, self.norm_weight)
 
 
 class CosineToWeights(nn.Module):
@@ -74,9 +70,7 @@ class CosineToWeights(nn.Module):
 
     def forward(self, features):
         """Score features of shape (n_samples, D)."""
-        weights = radial(self.head.weight.double(), 1)
-        cosines = radial(features.double(), 1) @ weights.T
-        return plus_lengths(cosines, features, self.norm_weight)
+        return plus_lengths(cosines(features, self.head.weight), features, self.norm_weight)
 
 
 class CosineDetector(FeatureDetector):

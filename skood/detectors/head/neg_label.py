@@ -9,16 +9,16 @@ from torch import nn
 from skood._compat import Interval
 from skood.estimators.kinds import HeadDetector
 from skood.estimators.parameters import param
-from skood.functional import clip_to, radial, tempered
+from skood.functional import clip_to, cosines, tempered
 from skood.learning.learning import score_in_blocks
 
 # Differences of more than this are infinite, and of two infinite ones there is no difference.
 LARGEST_GAP = 1e150
 
 
-def share_of_known(cosines, n_known, groups, temperature, log):
+def share_of_known(similarities, n_known, groups, temperature, log):
     """Return the share of the known labels in the softmax with each group, averaged over groups."""
-    logits = tempered(cosines, temperature).clamp(min=-LARGEST_GAP)
+    logits = tempered(similarities, temperature).clamp(min=-LARGEST_GAP)
     known = torch.logsumexp(logits[:, :n_known], 1, keepdim=True)
     negative = torch.logsumexp(logits[:, groups], 2)
     # Not logsigmoid of their difference: in ONNX that is the logarithm of what rounds to 0.
@@ -38,8 +38,8 @@ class NegLabelScorer(nn.Module):
         self.register_buffer("groups", groups)
 
     def _score(self, features):
-        cosines = radial(features.double(), 1) @ radial(self.head.weight.double(), 1).T
-        return share_of_known(cosines, self.n_known, self.groups, self.temperature, self.log)
+        similarities = cosines(features, self.head.weight)
+        return share_of_known(similarities, self.n_known, self.groups, self.temperature, self.log)
 
     def forward(self, features):
         """Score features of shape (n_samples, D)."""
