@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from sklearn import get_config
 from sklearn.base import _fit_context
+from sklearn.externals.array_api_compat import is_array_api_obj
 from sklearn.utils import _safe_indexing
 from sklearn.utils._array_api import get_namespace_and_device, move_estimator_to, move_to
 from sklearn.utils._param_validation import HasMethods, Options, StrOptions
@@ -44,6 +45,6 @@ def move_to_numpy(array):
     if isinstance(array, torch.Tensor):
         array = array.detach().cpu()
         return (array.float() if array.dtype == torch.bfloat16 else array).numpy()
-    if array_api_dispatch() and hasattr(array, "__array_namespace__"):
+    if array_api_dispatch() and is_array_api_obj(array):
         return move_to(array, xp=get_namespace_and_device(np.empty(0))[0], device="cpu")
     return np.asarray(array)

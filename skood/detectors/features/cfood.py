@@ -57,7 +57,7 @@ class CFOODScorer(BankScorer):
                 at = (shares * n).long()
                 shares = torch.cat([shares, shares.new_ones(1)])
             distances = self.bank.new_empty(n, len(at))
-            size = block_rows(3 * 8 * n)
+            size = block_rows(3 * 8 * n, rows.device)
             for part, block in zip(distances.split(size), rows.split(size), strict=True):
                 # The first is the row itself.
                 ordered = squared_distances(block, rows, self.center).sort(1).values

@@ -167,7 +167,7 @@ class GMMScorer(LearningScorer):
             return torch.addcmul(scales, distances, self.factors[:, 0].square(), value=-0.5)
         if torch.compiler.is_exporting():
             return scales - squared_norms((rows[:, None] - self.means) * self.factors) / 2
-        n_rows = max(1, DIAG_BLOCK_BYTES // (8 * self.means.numel()))
+        n_rows = block_rows(8 * self.means.numel(), rows.device, DIAG_BLOCK_BYTES)
         distances = rows.new_empty(len(rows), len(self.means))
         for part, block in zip(distances.split(n_rows), rows.split(n_rows), strict=True):
             part.copy_(squared_norms((block[:, None] - self.means).mul_(self.factors)))
@@ -202,7 +202,8 @@ class GMMScorer(LearningScorer):
         scores = self.means.new_empty(len(class_indices))
         leave_out = self._leave_out_tied if self.covariance_type == "tied" else self._leave_out
         # Rows of one class next to each other, so that a block holds few classes.
-        for block in torch.argsort(class_indices, stable=True).split(block_rows(self._row_bytes)):
+        n_rows = block_rows(self._row_bytes, scores.device)
+        for block in torch.argsort(class_indices, stable=True).split(n_rows):
             scores[block] = leave_out(inputs[0][block], class_indices[block])
         return scores
 
