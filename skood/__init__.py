@@ -26,6 +26,7 @@ from skood.detectors import (
     NNGuideDetector,
     ORADetector,
     ReActDetector,
+    SCALEDetector,
     ViMDetector,
 )
 from skood.estimators.features import FeatureExtractor
@@ -44,7 +45,6 @@ find_moved_modules()
 provide_distributed(_load_distributed)
 
 __all__ = [
-    "MCMDetector",
     "ASHDetector",
     "CFOODDetector",
     "CosineDetector",
@@ -58,6 +58,7 @@ __all__ = [
     "KLMatchingDetector",
     "KNNDetector",
     "LogitGapDetector",
+    "MCMDetector",
     "MSPDetector",
     "MahalanobisDetector",
     "MaxLogitDetector",
@@ -66,6 +67,7 @@ __all__ = [
     "NegLabelDetector",
     "ORADetector",
     "ReActDetector",
+    "SCALEDetector",
     "ViMDetector",
     "__version__",
     "export",

@@ -22,9 +22,9 @@ from skood.detectors.logits.max_logit import MaxLogitDetector
 from skood.detectors.logits.msp import MSPDetector
 from skood.detectors.shaping.ash import ASHDetector
 from skood.detectors.shaping.react import ReActDetector
+from skood.detectors.shaping.scale import SCALEDetector
 
 __all__ = [
-    "MCMDetector",
     "ASHDetector",
     "CFOODDetector",
     "CosineDetector",
@@ -37,6 +37,7 @@ __all__ = [
     "KLMatchingDetector",
     "KNNDetector",
     "LogitGapDetector",
+    "MCMDetector",
     "MSPDetector",
     "MahalanobisDetector",
     "MaxLogitDetector",
@@ -45,5 +46,6 @@ __all__ = [
     "NegLabelDetector",
     "ORADetector",
     "ReActDetector",
+    "SCALEDetector",
     "ViMDetector",
 ]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from skood import ASHDetector
-from skood.detectors.shaping.ash import largest_mask
+from skood.detectors.shaping.largest import largest_mask
 from skood.functional import energy
 from tests import networks
 from tests import references as ref

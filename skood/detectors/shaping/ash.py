@@ -1,91 +1,23 @@
 """ASH: activation shaping."""
 
-import math
 from numbers import Real
 
-import numpy as np
 import torch
 from torch import nn
 
 from skood._compat import Interval, StrOptions
 from skood._warnings import warn
+from skood.detectors.shaping.largest import (
+    EXPONENT_BOUNDS,
+    ScaledHead,
+    bounded_exp,
+    largest,
+    largest_mask,
+    sum_ratio,
+)
 from skood.estimators.kinds import ShapingDetector
 from skood.estimators.parameters import param
 from skood.functional import at_least_float32
-
-# Half of the largest exponent: as much room is left for activations and weights.
-EXPONENT_BOUNDS = {
-    torch.float64: 350.0,
-    torch.float32: 44.0,
-    torch.bfloat16: 44.0,
-    torch.float16: 5.5,
-}
-
-
-def largest_mask(x, percentile, zeros=True):
-    """Find all but the share `percentile` of each sample's activations, the largest ones.
-
-    Parameters
-    ----------
-    x : Tensor of shape (n_samples, D)
-        Activations; not written to.
-    percentile : float
-        The share to leave out.
-    zeros : bool, default=True
-        Whether it matters which zeros are chosen. Where their values are all that is used it does
-        not, and after a ReLU that saves most of the work on ties.
-
-    Returns
-    -------
-    mask : Tensor of shape (n_samples, D), dtype bool
-        ``max(1, D - round(D * percentile))`` entries a row; among equal ones, those of the lowest
-        index.
-    """
-    width = x.shape[1]
-    k = max(1, width - int(np.round(width * percentile)))
-    if torch.compiler.is_exporting():
-        return first_largest(x, x.topk(k, dim=1).values[:, -1:], k)
-    # numpy sorts 4 to 5 times as fast as torch's kthvalue or topk finds the threshold.
-    ordered = (
-        torch.from_numpy(np.sort(x.detach().numpy(), axis=1)) if x.is_cpu else x.sort(dim=1).values
-    )
-    threshold = ordered[:, width - k, None]
-    mask = x >= threshold
-    if k == width:
-        return mask
-    tied = ordered[:, width - k - 1, None] == threshold
-    if not zeros:
-        tied &= threshold != 0
-    tied = tied.nonzero()[:, 0]
-    if len(tied):
-        mask[tied] = first_largest(x[tied], threshold[tied], k)
-    return mask
-
-
-def first_largest(x, threshold, k):
-    """Find the k largest of each row by the k-th (n_samples, 1); of equal ones the first."""
-    above, equal = x > threshold, x == threshold
-    return above | (equal & (equal.cumsum(1) <= k - above.sum(1, keepdim=True)))
-
-
-def sharpening(x, kept, bound):
-    """Return exp(s1 / s2) of ASH-S, the sums of each row before and after removal.
-
-    Parameters
-    ----------
-    x, kept : Tensor of shape (n_samples, D)
-        Activations before and after.
-    bound : float or Tensor of shape (n_samples, 1)
-        What the exponent is clipped to in size; signed activations may sum to nearly 0.
-
-    Returns
-    -------
-    factor : Tensor of shape (n_samples, 1)
-        0 / 0 counts as 0, which gives 1.
-    """
-    s1, s2 = (values.sum(1, keepdim=True, dtype=torch.float64) for values in (x, kept))
-    ratio = torch.nan_to_num(s1 / s2, nan=0.0, posinf=math.inf, neginf=-math.inf)
-    return ratio.clamp(-bound, bound).exp()
 
 
 class Shaping(nn.Module):
@@ -101,7 +33,8 @@ class Shaping(nn.Module):
         mask = largest_mask(x, self.percentile, zeros=self.variant == "b")
         kept = binarize(x, mask) if self.variant == "b" else torch.where(mask, x, 0)
         if self.variant == "s":
-            kept = kept * sharpening(x, kept, EXPONENT_BOUNDS[activations.dtype]).to(x.dtype)
+            bound = EXPONENT_BOUNDS[activations.dtype]
+            kept = kept * bounded_exp(sum_ratio(x, kept), bound, x.dtype)
         return kept.to(activations.dtype).view(activations.shape)
 
 
@@ -116,22 +49,12 @@ class ASHSHeadScorer(nn.Module):
 
     def __init__(self, head, percentile, logit_score):
         super().__init__()
-        self.head, self.percentile, self.logit_score = head, percentile, logit_score
-        # What a weight can add to a logit's size, for the bound on the exponent.
-        self.log_gain = math.log1p(head.in_features * float(head.weight.abs().max()))
+        self.head, self.percentile, self.logit_score = ScaledHead(head), percentile, logit_score
 
     def forward(self, features):
         """Score features of shape (n_samples, D)."""
-        mask = largest_mask(features, self.percentile, zeros=False)
-        kept = torch.where(mask, features, 0)
-        size = features.abs().amax(1, keepdim=True).double().clamp(min=1).log()
-        room = math.log(torch.finfo(features.dtype).max) - self.log_gain - size
-        factor = sharpening(features, kept, room.clamp(min=0)).to(features.dtype)
-        # The factor goes to the logits: one pass over D less.
-        logits = factor * nn.functional.linear(kept, self.head.weight)
-        if self.head.bias is not None:
-            logits = logits + self.head.bias
-        return self.logit_score(logits)
+        kept = largest(features, self.percentile)
+        return self.logit_score(self.head(kept, sum_ratio(features, kept)))
 
 
 class ASHDetector(ShapingDetector):
