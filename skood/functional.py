@@ -435,6 +435,11 @@ def radial(rows: torch.Tensor, power: float) -> torch.Tensor:
         return rows
     # Where everything is below the smallest normal number a division would give inf.
     tiny = torch.finfo(rows.dtype).tiny
+    if rows.device.type == "cpu" and not torch.compiler.is_exporting():
+        norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        # Squares are far from both ends: half of the time.
+        if bool(((norm > 1e3 * tiny**0.5) & (norm < 1e-3 * tiny**-0.5)).all()):
+            return rows / (norm if power == 1 else norm**power)
     size = rows.abs().amax(1, keepdim=True).clamp(min=tiny)
     scaled = rows / size
     norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)

@@ -310,6 +310,21 @@ def squared_distances(rows, means, center=0.0):
     return distances
 
 
+def nearest_squared_distance(rows, means):
+    """Return the squared Euclidean distance of each row to the closest mean (n_samples,).
+
+    As exact as `squared_distances`, of which it is the least, and in half of its time.
+    """
+    if torch.compiler.is_exporting():
+        return squared_distances(rows, means).amin(1)
+    sizes = rows.square().sum(1)
+    nearest = sizes - torch.addmm(-means.square().sum(1), rows, means.T, alpha=2).amax(1)
+    suspects = (~(nearest > CANCELLED * sizes)).nonzero()[:, 0]
+    if len(suspects):
+        nearest[suspects] = squared_distances(rows[suspects], means).amin(1)
+    return nearest
+
+
 def check_memory(n_classes, n_features, device):
     """Raise unless full covariances fit into memory: scatters, and factors in three forms."""
     needed = 5 * 8 * n_classes * n_features**2

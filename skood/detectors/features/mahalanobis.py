@@ -11,10 +11,10 @@ from skood.functional import clip_to, radial
 from skood.learning.gaussians import (
     distances_without_own,
     factor_covariance,
+    nearest_squared_distance,
     nearest_to_zero,
     ridges_of,
     room_left,
-    squared_distances,
     squared_norms,
 )
 from skood.learning.learning import LearningScorer, score_in_blocks
@@ -130,7 +130,7 @@ class MahalanobisScorer(LearningScorer):
         """Score rows of a block."""
         white = (self._scaled(features) - self.center) @ self.projection
         if self.shrinkage is None:
-            scores = -squared_distances(white, self.means).amin(1)
+            scores = -nearest_squared_distance(white, self.means)
         else:
             nearness = 2 * white @ self.means.T - squared_norms(self.means)
             scores = nearness.amax(1) - (white.square() * self.shrinkage).sum(1)
