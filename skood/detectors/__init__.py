@@ -7,6 +7,7 @@ from skood.detectors.features.gmm import GMMDetector
 from skood.detectors.features.knn import KNNDetector
 from skood.detectors.features.mahalanobis import MahalanobisDetector
 from skood.detectors.gradients.gradnorm import GradNormDetector
+from skood.detectors.head.dice import DICEDetector
 from skood.detectors.head.mcm import MCMDetector
 from skood.detectors.head.neg_label import NegLabelDetector
 from skood.detectors.head.nnguide import NNGuideDetector
@@ -28,6 +29,7 @@ __all__ = [
     "ASHDetector",
     "CFOODDetector",
     "CosineDetector",
+    "DICEDetector",
     "EnergyDetector",
     "EntropyDetector",
     "FeatureNormDetector",

@@ -154,7 +154,24 @@ class HeadDetector(ClassifierDetector):
         return body, self._make_scorer(None)
 
 
-class ShapingDetector(ClassifierDetector):
+class ScoresLogits(DeclaresParameters):
+    """Mixin of detectors that score logits after they have changed what these are made of.
+
+    Parameters
+    ----------
+    logit_score : str or callable, default="energy"
+        What the score is of the logits: "energy", "max_logit", "entropy", "gen", "msp" or
+        "log_odds", the functions of `skood.functional`, or a function that maps logits
+        (n_samples, n_classes, ...) to scores, higher = more in-distribution. "msp" ties where the
+        network is confident; "log_odds" ranks as it does, without ties.
+    """
+
+    logit_score: str | Callable[[torch.Tensor], torch.Tensor] = param(
+        StrOptions(set(LOGIT_SCORES)), callable, default="energy"
+    )
+
+
+class ShapingDetector(ScoresLogits, ClassifierDetector):
     """Base of detectors that shape the activations of a layer and score the logits that follow.
 
     A subclass defines ``_make_shaping()``, which returns a module that maps activations to a tensor
@@ -165,11 +182,6 @@ class ShapingDetector(ClassifierDetector):
     ----------
     layer : str, default=None
         The submodule whose output is shaped. None: what enters the last linear layer.
-    logit_score : str or callable, default="energy"
-        What the score is of the logits: "energy", "max_logit", "entropy", "gen", "msp" or
-        "log_odds", the functions of `skood.functional`, or a function that maps logits
-        (n_samples, n_classes, ...) to scores, higher = more in-distribution. "msp" ties where the
-        network is confident; "log_odds" ranks as it does, without ties.
 
     Attributes
     ----------
@@ -178,9 +190,6 @@ class ShapingDetector(ClassifierDetector):
     """
 
     layer: str | None = param(str, None, default=None, kw_only=False)
-    logit_score: str | Callable[[torch.Tensor], torch.Tensor] = param(
-        StrOptions(set(LOGIT_SCORES)), callable, default="energy"
-    )
 
     def _make_shaping(self):
         """Return the module that shapes activations."""

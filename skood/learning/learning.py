@@ -110,6 +110,25 @@ def score_in_blocks(score, row_bytes, *inputs):
     return scores
 
 
+def score_in_folds(score, folds, *inputs):
+    """Return the float64 scores of rows, each by what the rows of other folds teach.
+
+    Parameters
+    ----------
+    score : callable
+        Maps a fold and tensors of its rows to the scores of these.
+    folds : Tensor of shape (n_samples,)
+        The fold of each row; see `skood.learning.moments.FoldMoments`.
+    *inputs : Tensor of shape (n_samples, ...)
+        Its arguments, for all rows.
+    """
+    scores = torch.empty(len(folds), dtype=torch.float64, device=folds.device)
+    for fold in folds.unique().tolist():
+        chosen = folds == fold
+        scores[chosen] = score(fold, *(x[chosen] for x in inputs)).double()
+    return scores
+
+
 def learned_parts(scorer):
     """Return a scorer and its parts that keep what is learned in buffers, by name."""
     parts = scorer.named_modules()

@@ -40,6 +40,9 @@ class ClassMoments(State):
 
     def update(self, features, class_indices):
         """Add rows (n_samples, D) with their class indices (n_samples,)."""
+        if self.shape == "mean":
+            self._add_means(features, class_indices)
+            return
         # Class-sorted segments: one matrix product a class that is present, where padding all
         # classes to one length would cost the largest class's rows for each of them.
         order = torch.argsort(class_indices, stable=True)
@@ -58,14 +61,20 @@ class ClassMoments(State):
         self.counts[k] = n_total
         self.means[k] += shift * (n_new / n_total)
         weight = n_old * n_new / n_total
-        if self.shape == "mean":
-            return
         if self.shape == "diag":
             self.scatters[k] += centred.square().sum(0) + weight * shift.square()
         else:
             scatter = self.scatters[k if self.shape == "full" else 0]
             scatter.addmm_(centred.T, centred)
             scatter.addr_(shift, shift, alpha=weight)
+
+    def _add_means(self, features, class_indices):
+        """Add rows to the means, of all classes at once: there may be more of them than rows."""
+        present, place, n_new = class_indices.unique(return_inverse=True, return_counts=True)
+        shifts = features - self.means[class_indices]
+        sums = torch.zeros_like(self.means[present]).index_add_(0, place, shifts)
+        self.counts[present] += n_new
+        self.means[present] += sums / self.counts[present][:, None]
 
     def merge(self, other):
         """Take in the moments of other rows, whose classes have the same indices."""

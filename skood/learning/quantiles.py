@@ -79,3 +79,31 @@ def order_statistic(ordered, k, left_out=None):
     # does if those before it do and if it is not larger than the value j places after k.
     is_before = left_out <= ordered[k : k + left_out.shape[1]]
     return ordered.gather(0, k + is_before.int().cumprod(dim=1).sum(dim=1))
+
+
+def quantile_of(values, level):
+    """Return a quantile of all entries of a tensor, as `quantile` does, without sorting them.
+
+    Parameters
+    ----------
+    values : Tensor
+        Of any shape.
+    level : float
+        In [0, 1].
+
+    Returns
+    -------
+    quantile : Tensor of shape (), dtype float64
+        Between two of them, linearly.
+    """
+    values = values.flatten()
+    position = level * (len(values) - 1)
+    k = int(position)
+    if values.is_cpu:
+        # Of 2 million numbers numpy's partition takes a quarter of the time of its sort.
+        values = torch.from_numpy(np.partition(values.numpy(), k))
+    else:
+        values = values.sort().values
+    below = values[k].double()
+    above = values[k + 1 :].amin() if k + 1 < len(values) else below
+    return below + (position - k) * (above - below)
