@@ -27,6 +27,7 @@ from skood.detectors import (
     NNGuideDetector,
     ORADetector,
     ReActDetector,
+    ResidualDetector,
     SCALEDetector,
     ViMDetector,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "NegLabelDetector",
     "ORADetector",
     "ReActDetector",
+    "ResidualDetector",
     "SCALEDetector",
     "ViMDetector",
     "__version__",

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from scipy.special import logsumexp
 
+from skood.learning.keys import row_keys
+
 
 def as_array(x):
     """Return `x` (array, tensor on any device, list) as a new float64 numpy array."""
@@ -99,3 +101,28 @@ def head_of(net, head_name="fc"):
     """Return weight and bias of the last linear layer."""
     head = as_double(net).get_submodule(head_name)
     return as_array(head.weight), as_array(head.bias)
+
+
+def folds_of(X, n_folds=10):
+    """Return the fold of each row."""
+    return np.floor(n_folds * row_keys(torch.as_tensor(X)).numpy()).astype(int)
+
+
+def subspace(H, center, n_components=None, **others):
+    """Return the center and the leading directions, one a row, of rows around it; None: mean."""
+    center = H.mean(0) if center is None else center
+    scatter = np.zeros((H.shape[1],) * 2)
+    for h in H:
+        scatter += np.outer(h - center, h - center) / len(H)
+    variances, directions = np.linalg.eigh(scatter)
+    variances, directions = variances[::-1], directions.T[::-1]
+    k = H.shape[1] // 2 if n_components is None else n_components
+    if isinstance(k, float):
+        k = next(i for i in range(1, len(H)) if variances[:i].sum() >= k * variances.sum())
+    return center, directions[:k]
+
+
+def residual_norm(h, center, leading):
+    """Return the norm of what lies outside of the leading directions."""
+    z = h - center
+    return np.linalg.norm(z - sum((z @ direction) * direction for direction in leading))

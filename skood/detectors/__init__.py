@@ -6,6 +6,7 @@ from skood.detectors.features.feature_norm import FeatureNormDetector
 from skood.detectors.features.gmm import GMMDetector
 from skood.detectors.features.knn import KNNDetector
 from skood.detectors.features.mahalanobis import MahalanobisDetector
+from skood.detectors.features.residual import ResidualDetector
 from skood.detectors.gradients.gradnorm import GradNormDetector
 from skood.detectors.head.dice import DICEDetector
 from skood.detectors.head.mcm import MCMDetector
@@ -48,6 +49,7 @@ __all__ = [
     "NegLabelDetector",
     "ORADetector",
     "ReActDetector",
+    "ResidualDetector",
     "SCALEDetector",
     "ViMDetector",
 ]

@@ -68,6 +68,50 @@ class SearchesBank(KeepsBank):
         return {"k_": scorer.n_neighbours()}
 
 
+class MeasuresResidual(DeclaresParameters):
+    """Mixin of detectors that measure what of a row lies outside of a subspace, by a `Residual`.
+
+    The scorer has it as ``residual``.
+
+    Parameters
+    ----------
+    layer : str, default=None
+        The submodule whose output is the feature vector, maps and tokens averaged over their
+        positions; tokens that are 0 in ``X["attention_mask"]`` do not count. It takes
+        ``center="mean"``. None: what enters the last linear layer.
+    n_components : int, float or None, default=None
+        The dimension k of the subspace, less than the number of features D. A share in (0, 1): as
+        few directions as hold this share of the variance. None: the choice of ViM's authors, 1000
+        from D = 2048 on and 512 from 768 on; below, where they have none, D / 2.
+    center : {"origin", "mean"}, default="origin"
+        The point o: :math:`-W^+ b`, where the logits vanish (the paper), or the mean training row.
+
+    Attributes
+    ----------
+    n_components_ : int
+        The dimension of the subspace.
+    """
+
+    n_components: int | float | None = param(
+        Interval(Integral, 1, None, closed="left"),
+        Interval(Real, 0, 1, closed="neither"),
+        None,
+        default=None,
+    )
+    center: str = param(StrOptions({"origin", "mean"}), default="origin")
+
+    def _check_center(self):
+        """Raise if the center is that of features which the head does not take."""
+        if self.layer is not None and self.center == "origin":
+            raise ValueError(
+                f"layer={self.layer!r} is not what the head takes, whose zero is "
+                "center='origin'.\nGive center='mean' with a layer."
+            )
+
+    def _fitted_attributes(self, scorer):
+        return {"n_components_": scorer.residual.n_components_}
+
+
 class FeatureDetector(PoolsLayer, BaseDetector):
     """Base of detectors that score features. A subclass defines ``_make_scorer()``.
 

@@ -5,7 +5,9 @@ from numbers import Integral
 import torch
 
 from skood._warnings import warn
+from skood.functional import all_finite
 from skood.learning.learning import LearnedModule
+from skood.learning.moments import OVERFLOW
 
 # Singular values of a head below this share of the first are rounding. A softmax ignores what all
 # logits have in common and a penalty removes it, so that a logistic regression has rank C - 1: on
@@ -55,6 +57,8 @@ def scatter_around(center, count, mean, scatter):
 
 def principal(scatter):
     """Return the eigenvalues of a scatter, largest first, and eigenvectors (D, D) as columns."""
+    if not all_finite(scatter):
+        raise ValueError(OVERFLOW)
     # Scaled to entries around 1: the squares of features of 1e-150 are near the smallest float64.
     size = scatter.abs().amax().clamp(min=torch.finfo(scatter.dtype).tiny)
     variances, directions = torch.linalg.eigh(scatter / size)
@@ -86,13 +90,98 @@ def n_leading(variances, n_components):
     return n_components
 
 
-class Residual(LearnedModule):
-    """Rows → the norm of their residual, outside of the subspace of most of the variance.
+class Subspace(LearnedModule):
+    """Rows → a number that tells how they lie to the subspace of most of the variance.
+
+    A subclass chooses the directions that it needs, by `frame`, `dimension` and `chosen`, and
+    measures rows by them, in `measure`. A training row is measured by what the other folds teach.
 
     Parameters
     ----------
     n_components : int, float or None
         See `n_leading`.
+    """
+
+    def __init__(self, n_components):
+        super().__init__()
+        self.n_components = n_components
+        # What is learned without each fold, by fold; and the function of keys that gives the folds
+        # of rows.
+        self.without_fold, self.folds_of = {}, None
+
+    def frame(self, count, mean, scatter):
+        """Return tensors that tell how rows are seen, and the scatter of rows seen so.
+
+        The arguments are what `FoldMoments.without` gives of one group.
+        """
+        raise NotImplementedError
+
+    def dimension(self, variances):
+        """Return the dimension of the subspace, by the variances of all directions."""
+        return n_leading(variances, self.n_components)
+
+    def chosen(self, directions, k):
+        """Return some of the directions (D, D), which are columns: of the subspace, or the rest."""
+        raise NotImplementedError
+
+    def measure(self, rows, *learned):
+        """Return a number for each row, by the tensors that are `learned`."""
+        raise NotImplementedError
+
+    def finalize(self, moments):
+        """Find the subspace of all rows, and that without each fold, from their `FoldMoments`.
+
+        Returns
+        -------
+        variances : Tensor of shape (D,)
+            Of all directions, largest first, times the number of rows.
+        """
+        *frame, scatter = self.frame(*moments.without())
+        variances, directions = principal(scatter)
+        k = self.dimension(variances)
+        for name, value in zip(self.learned, (*frame, self.chosen(directions, k)), strict=True):
+            setattr(self, name, value)
+        if 0 < k < len(variances):
+            warn_of_ties(variances, k, int(moments.counts.sum()))
+        self.without_fold, self.folds_of = {}, moments.folds
+        for fold in moments.counts.nonzero()[:, 0].tolist():
+            *frame, scatter = self.frame(*moments.without(fold))
+            self.without_fold[fold] = (*frame, self.chosen(principal(scatter)[1], k))
+        return variances
+
+    def forward(self, rows):
+        """Return a number for each row, in float64."""
+        return self.measure(rows, *(getattr(self, name) for name in self.learned))
+
+    def leave_one_out(self, rows, keys):
+        """Return the numbers of training rows, each by the subspace of the other folds."""
+        numbers = rows.new_empty(len(rows), dtype=torch.float64)
+        folds = self.folds_of(keys)
+        for fold, learned in self.without_fold.items():
+            chosen = folds == fold
+            numbers[chosen] = self.measure(rows[chosen], *learned)
+        return numbers
+
+    def clear_cache(self):
+        """Drop what only `leave_one_out` needs."""
+        self.without_fold, self.folds_of = {}, None
+
+
+def warn_of_ties(variances, k, n_rows):
+    """Warn where the first k directions are arbitrary."""
+    rounding = (
+        1e-9 * variances[k - 1] + len(variances) * torch.finfo(variances.dtype).eps * variances[0]
+    )
+    if bool(variances[k - 1] - variances[k] <= rounding):
+        warn(
+            f"The directions {k} and {k + 1} of {len(variances)} have equal variance in {n_rows} "
+            f"rows, so that what lies outside of the first {k} is arbitrary.\nGive more rows, or "
+            "another n_components."
+        )
+
+
+class Residual(Subspace):
+    """Rows → the norm of their residual, outside of the subspace of most of the variance.
 
     Attributes
     ----------
@@ -105,58 +194,31 @@ class Residual(LearnedModule):
     learned = ("center", "basis")
 
     def __init__(self, n_components):
-        super().__init__()
-        self.n_components = n_components
-        # Center and basis learned without each fold, by fold; and the function of keys that gives
-        # the folds of rows.
-        self.without_fold, self.folds_of = {}, None
+        super().__init__(n_components)
+        self.point = None
 
-    def finalize(self, moments, center=None):
-        """Find the subspace through a point, None for the mean, of all rows and without each fold.
+    @property
+    def n_components_(self):
+        """The dimension of the subspace."""
+        n_features, n_left = self.basis.shape
+        return n_features - n_left
 
-        Parameters
-        ----------
-        moments : FoldMoments
-            Of the rows.
-        center : Tensor of shape (D,), default=None
-            The point.
-        """
-        self.center, scatter = scatter_around(center, *moments.without())
-        variances, directions = principal(scatter)
-        k = n_leading(variances, self.n_components)
-        self.basis = directions[:, k:].contiguous()
-        rounding = (
-            1e-9 * variances[k - 1] + len(variances) * torch.finfo(scatter.dtype).eps * variances[0]
-        )
-        if k and bool(variances[k - 1] - variances[k] <= rounding):
-            n_rows = int(moments.counts.sum())
-            warn(
-                f"The directions {k} and {k + 1} of {len(variances)} have equal variance in "
-                f"{n_rows} rows, so that what lies outside of the first {k} is arbitrary.\n"
-                "Give more rows, or another n_components."
-            )
-        self.without_fold, self.folds_of = {}, moments.folds
-        for fold in moments.counts.nonzero()[:, 0].tolist():
-            center_then, scatter = scatter_around(center, *moments.without(fold))
-            _, directions = principal(scatter)
-            self.without_fold[fold] = center_then, directions[:, k:].contiguous()
+    def finalize(self, moments, point=None):
+        """Find the subspace through a point (D,), None for the mean: see `Subspace.finalize`."""
+        self.point = point
+        return super().finalize(moments)
 
-    def forward(self, rows):
+    def frame(self, count, mean, scatter):
+        """Return the center, and the scatter around it."""
+        return scatter_around(self.point, count, mean, scatter)
+
+    def chosen(self, directions, k):
+        """Return the directions outside of the subspace."""
+        return directions[:, k:].contiguous()
+
+    def measure(self, rows, center, basis):
         """Return norms (n_samples,), in float64."""
-        return residual_norm(rows, self.center, self.basis)
-
-    def leave_one_out(self, rows, keys):
-        """Return the norms of training rows, each outside of the subspace of the other folds."""
-        norms = rows.new_empty(len(rows), dtype=torch.float64)
-        folds = self.folds_of(keys)
-        for fold, (center, basis) in self.without_fold.items():
-            chosen = folds == fold
-            norms[chosen] = residual_norm(rows[chosen], center, basis)
-        return norms
-
-    def clear_cache(self):
-        """Drop what only `leave_one_out` needs."""
-        self.without_fold, self.folds_of = {}, None
+        return residual_norm(rows, center, basis)
 
 
 def residual_norm(rows, center, basis):

@@ -16,7 +16,6 @@ from torch import nn
 
 import skood
 from skood import ViMDetector
-from skood.learning.keys import row_keys
 from skood.learning.subspaces import head_origin
 from tests import references as ref
 from tests.detectors import Method
@@ -44,49 +43,24 @@ SETTINGS = {
 EACH = pytest.mark.parametrize("params", SETTINGS.values(), ids=SETTINGS)
 
 
-def vim_space(H, origin, n_components=None, **others):
-    """Return the center and the leading directions, one a row, of rows around it; None: mean."""
-    center = H.mean(0) if origin is None else origin
-    scatter = np.zeros((H.shape[1],) * 2)
-    for h in H:
-        scatter += np.outer(h - center, h - center) / len(H)
-    variances, directions = np.linalg.eigh(scatter)
-    variances, directions = variances[::-1], directions.T[::-1]
-    k = H.shape[1] // 2 if n_components is None else n_components
-    if isinstance(k, float):
-        k = next(i for i in range(1, len(H)) if variances[:i].sum() >= k * variances.sum())
-    return center, directions[:k]
-
-
-def vim_norm(h, center, leading):
-    """Return the norm of what lies outside of the leading directions."""
-    z = h - center
-    return np.linalg.norm(z - sum((z @ direction) * direction for direction in leading))
-
-
 def vim(H, W, b, H_new, folds=None, center="origin", alpha="auto", **params):
     """Return scores of new rows, and of training rows by the subspace of the other folds."""
     H, H_new, W = map(ref.as_array, (H, H_new, W))
     b = ref.as_array(b)
     origin = -np.linalg.pinv(W) @ b if center == "origin" else None
-    space = vim_space(H, origin, **params)
+    space = ref.subspace(H, origin, **params)
     # The number of directions is that of all rows.
     params = {**params, "n_components": len(space[1])}
     held_out = []
     for i, h in enumerate(H):
         others = folds != folds[i]
-        held_out.append(vim_norm(h, *vim_space(H[others], origin, **params)))
+        held_out.append(ref.residual_norm(h, *ref.subspace(H[others], origin, **params)))
     held_out = np.array(held_out)
     if isinstance(alpha, str):
-        norms = held_out if alpha == "auto" else [vim_norm(h, *space) for h in H]
+        norms = held_out if alpha == "auto" else [ref.residual_norm(h, *space) for h in H]
         alpha = np.mean([max(W @ h + b) for h in H]) / np.mean(norms)
-    new = [logsumexp(W @ h + b) - alpha * vim_norm(h, *space) for h in H_new]
+    new = [logsumexp(W @ h + b) - alpha * ref.residual_norm(h, *space) for h in H_new]
     return np.array(new), np.array([logsumexp(W @ h + b) for h in H]) - alpha * held_out
-
-
-def folds_of(X):
-    """Return the fold of each row."""
-    return np.floor(10 * row_keys(torch.as_tensor(X)).numpy()).astype(int)
 
 
 @pytest.fixture
@@ -127,7 +101,7 @@ def test_parity_and_cross_fit(rows, head, params, dtype, left_out):
     head = head.to(dtype)
     detector = ViMDetector(head, **params)
     held_out = left_out(detector, X)
-    expected = vim(X, head.weight, head.bias, X_new, folds_of(X), **params)
+    expected = vim(X, head.weight, head.bias, X_new, ref.folds_of(X), **params)
     tolerance = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype] * 10}
     np.testing.assert_allclose(detector.score_samples(X_new), expected[0], **tolerance)
     np.testing.assert_allclose(held_out, expected[1], **tolerance)
@@ -146,14 +120,16 @@ def test_layer_of_a_network(dtype, alpha):
     H, H_new = (ref.features(net, part, "conv1").mean((2, 3)) for part in (X, X_new))
     # The logits stay the network's: here those of a head that gives them.
     L, L_new = ref.logits(net, X), ref.logits(net, X_new)
-    space = vim_space(H, None)
-    folds = folds_of(X)
+    space = ref.subspace(H, None)
+    folds = ref.folds_of(X)
     norms = [
-        vim_norm(h, *(space if alpha == "train" else vim_space(H[folds != fold], None)))
+        ref.residual_norm(h, *(space if alpha == "train" else ref.subspace(H[folds != fold], None)))
         for h, fold in zip(H, folds, strict=True)
     ]
     weight = L.max(1).mean() / np.mean(norms)
-    expected = logsumexp(L_new, axis=1) - weight * np.array([vim_norm(h, *space) for h in H_new])
+    expected = logsumexp(L_new, axis=1) - weight * np.array(
+        [ref.residual_norm(h, *space) for h in H_new]
+    )
     np.testing.assert_allclose(detector.score_samples(X_new), expected, rtol=10 * TOLERANCE[dtype])
 
 
@@ -208,7 +184,7 @@ def test_the_origin_of_the_head_that_stands_in(dtype):
 def test_a_head_without_bias(rows, head):
     X, X_new = rows
     head = nn.Linear(7, 4, bias=False, dtype=torch.float64)
-    expected, _ = vim(X, head.weight, np.zeros(4), X_new, folds_of(X), alpha=1.0)
+    expected, _ = vim(X, head.weight, np.zeros(4), X_new, ref.folds_of(X), alpha=1.0)
     found = ViMDetector(head, alpha=1.0).fit(X).score_samples(X_new)
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
@@ -269,6 +245,11 @@ def test_negative_logits_do_not_turn_the_residual_around(rows, head):
     with pytest.warns(UserWarning, match="largest logits are negative"):
         detector = ViMDetector(head, center="mean").fit(X)
     assert float(detector.scorer_.alpha) > 0
+
+
+def test_squares_that_overflow(rows, head):
+    with pytest.raises(ValueError, match="squares of the features overflow"):
+        ViMDetector(head.double(), center="mean").fit(rows[0] * 1e160)
 
 
 def test_as_many_components_as_features(rows, head):

@@ -1,12 +1,12 @@
 """ViM: virtual-logit matching."""
 
-from numbers import Integral, Real
+from numbers import Real
 
 import torch
 
 from skood._compat import Interval, StrOptions
 from skood._warnings import warn
-from skood.estimators.kinds import HeadDetector
+from skood.estimators.kinds import HeadDetector, MeasuresResidual
 from skood.estimators.network_estimator import PoolsLayer
 from skood.estimators.parameters import param
 from skood.functional import energy
@@ -70,9 +70,9 @@ class ViMScorer(LearningScorer):
         if not bool(norm > ROUNDING[rows.dtype] * size):
             if bool((rows != rows[0]).any()):
                 raise ValueError(
-                    f"The training rows lie in n_components={self.n_components_} directions: there "
-                    "is no residual whose size alpha could be measured by.\nGive a smaller "
-                    "n_components, more rows, or a number as alpha."
+                    f"The training rows lie in n_components={self.residual.n_components_} "
+                    "directions: there is no residual whose size alpha could be measured by.\nGive "
+                    "a smaller n_components, more rows, or a number as alpha."
                 )
             warn("All training rows are equal and have no residual: the score is the energy alone.")
             return torch.zeros_like(state.sum_of_largest)
@@ -95,12 +95,6 @@ class ViMScorer(LearningScorer):
             total += norms.sum()
         return total / len(rows)
 
-    @property
-    def n_components_(self):
-        """The dimension of the subspace."""
-        n_features, n_left = self.residual.basis.shape
-        return n_features - n_left
-
     def forward(self, *inputs):
         """Score rows."""
         return self._score(inputs, self.residual(inputs[0]))
@@ -117,7 +111,7 @@ class ViMScorer(LearningScorer):
         self.residual.clear_cache()
 
 
-class ViMDetector(PoolsLayer, HeadDetector):
+class ViMDetector(MeasuresResidual, PoolsLayer, HeadDetector):
     r"""Virtual-logit matching: the energy less the size of what lies outside of a subspace.
 
     Let :math:`z = h - o` be the features as seen from a point :math:`o`, and :math:`R` the
@@ -127,16 +121,6 @@ class ViMDetector(PoolsLayer, HeadDetector):
 
     Parameters
     ----------
-    layer : str, default=None
-        The submodule whose output is the feature vector, maps and tokens averaged over their
-        positions; tokens that are 0 in ``X["attention_mask"]`` do not count. It takes
-        ``center="mean"``. None: what enters the last linear layer.
-    n_components : int, float or None, default=None
-        The dimension k of the subspace, less than the number of features D. A share in (0, 1): as
-        few directions as hold this share of the variance. None: the authors' choice, 1000 from
-        D = 2048 on and 512 from 768 on; below, where they have none, D / 2.
-    center : {"origin", "mean"}, default="origin"
-        The point o: :math:`-W^+ b`, where the logits vanish (the paper), or the mean training row.
     alpha : {"auto", "train"} or float, default="auto"
         The weight of the residual. "train" is the paper's: the mean of the largest logits over
         the mean norm of the residuals of training rows. "auto" measures these norms outside of
@@ -145,8 +129,6 @@ class ViMDetector(PoolsLayer, HeadDetector):
 
     Attributes
     ----------
-    n_components_ : int
-        The dimension of the subspace.
     scorer_ : nn.Module
         Maps features, or features and logits, to scores; its buffers ``residual.center`` (D,),
         ``residual.basis`` (D, D - k) and ``alpha`` hold what was learned.
@@ -186,24 +168,10 @@ class ViMDetector(PoolsLayer, HeadDetector):
     array([ 1, -1])
     """
 
-    n_components: int | float | None = param(
-        Interval(Integral, 1, None, closed="left"),
-        Interval(Real, 0, 1, closed="neither"),
-        None,
-        default=None,
-    )
-    center: str = param(StrOptions({"origin", "mean"}), default="origin")
     alpha: float | str = param(
         StrOptions({"auto", "train"}), Interval(Real, 0, None, closed="left"), default="auto"
     )
 
     def _make_scorer(self, head):
-        if head is None and self.center == "origin":
-            raise ValueError(
-                f"layer={self.layer!r} is not what the head takes, whose zero is "
-                "center='origin'.\nGive center='mean' with a layer."
-            )
+        self._check_center()
         return ViMScorer(head, self.n_components, self.center, self.alpha)
-
-    def _fitted_attributes(self, scorer):
-        return {"n_components_": scorer.n_components_}
