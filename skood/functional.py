@@ -445,8 +445,3 @@ def radial(rows: torch.Tensor, power: float) -> torch.Tensor:
     norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
     unit = scaled / norm.clamp(min=tiny)
     return unit if power == 1 else unit * (size * norm).clamp(min=tiny) ** (1 - power)
-
-
-def cosines(rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Cosine of each row to each of others, in float64; 0 for zero rows."""
-    return radial(rows.double(), 1) @ radial(others.double(), 1).T

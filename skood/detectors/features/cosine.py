@@ -9,10 +9,15 @@ from skood._compat import Interval, StrOptions
 from skood._typing import RandomState
 from skood.estimators.kinds import FeatureDetector
 from skood.estimators.parameters import param
-from skood.functional import all_finite, clip_to, cosines, lengths, radial
+from skood.functional import all_finite, clip_to, lengths, radial
 from skood.learning.learning import LearningScorer
 from skood.learning.moments import OVERFLOW, check_squares
 from skood.learning.states import State
+
+
+def cosines(rows, others):
+    """Return the cosine of each row to each of others, in float64; 0 for zero rows."""
+    return radial(rows.double(), 1) @ radial(others.double(), 1).T
 
 
 def plus_lengths(similarities, features, norm_weight):

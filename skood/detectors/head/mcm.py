@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from skood._compat import Interval
+from skood.detectors.features.cosine import cosines
 from skood.estimators.kinds import HeadDetector
 from skood.estimators.parameters import param
-from skood.functional import cosines, log_odds, tempered
+from skood.functional import log_odds, tempered
 
 
 def max_probability(similarities, temperature):

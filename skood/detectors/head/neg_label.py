@@ -7,9 +7,10 @@ from sklearn.utils import check_random_state
 from torch import nn
 
 from skood._compat import Interval
+from skood.detectors.features.cosine import cosines
 from skood.estimators.kinds import HeadDetector
 from skood.estimators.parameters import param
-from skood.functional import clip_to, cosines, tempered
+from skood.functional import clip_to, tempered
 from skood.learning.learning import score_in_blocks
 
 # Differences of more than this are infinite, and of two infinite ones there is no difference.
