@@ -6,6 +6,7 @@ from skood._versions import show_versions
 from skood.data.lazy import provide_distributed
 from skood.detectors import (
     ASHDetector,
+    BATSDetector,
     CFOODDetector,
     CosineDetector,
     DICEDetector,
@@ -30,6 +31,7 @@ from skood.detectors import (
     ResidualDetector,
     SCALEDetector,
     ViMDetector,
+    VRADetector,
 )
 from skood.estimators.features import FeatureExtractor
 from skood.files.export import export
@@ -48,6 +50,7 @@ provide_distributed(_load_distributed)
 
 __all__ = [
     "ASHDetector",
+    "BATSDetector",
     "CFOODDetector",
     "CosineDetector",
     "DICEDetector",
@@ -72,6 +75,7 @@ __all__ = [
     "ReActDetector",
     "ResidualDetector",
     "SCALEDetector",
+    "VRADetector",
     "ViMDetector",
     "__version__",
     "export",

@@ -23,11 +23,14 @@ from skood.detectors.logits.logit_gap import LogitGapDetector
 from skood.detectors.logits.max_logit import MaxLogitDetector
 from skood.detectors.logits.msp import MSPDetector
 from skood.detectors.shaping.ash import ASHDetector
+from skood.detectors.shaping.bats import BATSDetector
 from skood.detectors.shaping.react import ReActDetector
 from skood.detectors.shaping.scale import SCALEDetector
+from skood.detectors.shaping.vra import VRADetector
 
 __all__ = [
     "ASHDetector",
+    "BATSDetector",
     "CFOODDetector",
     "CosineDetector",
     "DICEDetector",
@@ -51,5 +54,6 @@ __all__ = [
     "ReActDetector",
     "ResidualDetector",
     "SCALEDetector",
+    "VRADetector",
     "ViMDetector",
 ]

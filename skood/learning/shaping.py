@@ -18,6 +18,9 @@ class LearnedShaping(LearnedModule):
 
     per_channel, channel_axis = False, 1
 
+    def check(self, activations):
+        """Raise if activations are finite but too large to learn from."""
+
     def init_state(self, activations, n_expected):
         """Return the `State` of no rows; see `LearningScorer`."""
         raise NotImplementedError
@@ -56,6 +59,10 @@ class ShapingScorer(LearningScorer):
     def __init__(self, shaping, rest, logit_score):
         super().__init__()
         self.shaping, self.rest, self.logit_score = shaping, rest, logit_score
+
+    def check(self, inputs):
+        """Let the shaping raise if activations are too large."""
+        self.shaping.check(inputs[0])
 
     def init_state(self, inputs, n_classes, n_expected):
         """Return the state of the shaping."""

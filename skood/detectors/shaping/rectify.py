@@ -30,6 +30,28 @@ def rectify(x, low=None, high=None, below="clip", lift=0.0):
     return shaped if below == "clip" or low is None else torch.where(x < low, 0, shaped)
 
 
+def channels_last(activations, axis):
+    """Return activations as (n_samples, n_positions, n_channels), the channels being an axis."""
+    if activations.ndim == 2:
+        return activations[:, None]
+    return activations.movedim(axis, -1).flatten(1, -2)
+
+
+def along_channels(bound, ndim, axis):
+    """Return numbers for channels in a shape that broadcasts to activations of `ndim` axes.
+
+    Parameters
+    ----------
+    bound : Tensor of shape (n_channels,) or (n_samples, n_channels)
+        The same for all rows, or others for each.
+    ndim, axis : int
+        The axes of the activations, and that of the channels.
+    """
+    axis = axis % ndim if ndim > 2 else 1
+    rows = () if bound.ndim == 1 else (len(bound), *(axis - 1) * [1])
+    return bound.view(*rows, -1, *(ndim - 1 - axis) * [1])
+
+
 class Rectify(LearnedModule):
     """`rectify` as a module, whose buffers `low` and `high` are the bounds."""
 
@@ -100,15 +122,11 @@ class QuantileRectify(Rectify, LearnedShaping):
         """Return activations (n_samples, width, n_channels), with one channel for all if shared."""
         if not self.per_channel:
             return activations.flatten(1)[:, :, None]
-        if activations.ndim == 2:
-            return activations[:, None]
-        return activations.movedim(self.channel_axis, -1).flatten(1, -2)
+        return channels_last(activations, self.channel_axis)
 
     def _bound(self, level, ndim, left_out=None):
         """Return the quantile of a level, in a shape that broadcasts to activations, or None."""
         if level is None:
             return None
         bound = quantile(self.ordered, level, left_out)
-        axis = self.channel_axis % ndim if self.per_channel and ndim > 2 else 1
-        rows = () if left_out is None else (len(bound), *(axis - 1) * [1])
-        return bound.view(*rows, -1, *(ndim - 1 - axis) * [1])
+        return along_channels(bound, ndim, self.channel_axis if self.per_channel else 1)
