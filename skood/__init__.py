@@ -12,6 +12,7 @@ from skood.detectors import (
     DICEDetector,
     EnergyDetector,
     EntropyDetector,
+    FDBDDetector,
     FeatureNormDetector,
     GENDetector,
     GMMDetector,
@@ -24,9 +25,11 @@ from skood.detectors import (
     MCMDetector,
     MSPDetector,
     NACDetector,
+    NCIDetector,
     NegLabelDetector,
     NNGuideDetector,
     ORADetector,
+    PNMLDetector,
     ReActDetector,
     ResidualDetector,
     SCALEDetector,
@@ -49,6 +52,9 @@ find_moved_modules()
 provide_distributed(_load_distributed)
 
 __all__ = [
+    "PNMLDetector",
+    "NCIDetector",
+    "FDBDDetector",
     "ASHDetector",
     "BATSDetector",
     "CFOODDetector",

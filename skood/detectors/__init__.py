@@ -9,10 +9,13 @@ from skood.detectors.features.mahalanobis import MahalanobisDetector
 from skood.detectors.features.residual import ResidualDetector
 from skood.detectors.gradients.gradnorm import GradNormDetector
 from skood.detectors.head.dice import DICEDetector
+from skood.detectors.head.fdbd import FDBDDetector
 from skood.detectors.head.mcm import MCMDetector
+from skood.detectors.head.nci import NCIDetector
 from skood.detectors.head.neg_label import NegLabelDetector
 from skood.detectors.head.nnguide import NNGuideDetector
 from skood.detectors.head.ora import ORADetector
+from skood.detectors.head.pnml import PNMLDetector
 from skood.detectors.head.vim import ViMDetector
 from skood.detectors.layers.nac import NACDetector
 from skood.detectors.logits.energy import EnergyDetector
@@ -29,6 +32,9 @@ from skood.detectors.shaping.scale import SCALEDetector
 from skood.detectors.shaping.vra import VRADetector
 
 __all__ = [
+    "PNMLDetector",
+    "NCIDetector",
+    "FDBDDetector",
     "ASHDetector",
     "BATSDetector",
     "CFOODDetector",

@@ -91,7 +91,7 @@ def block_rows(row_bytes, device, cache_bytes=BLOCK_BYTES):
 
 
 def score_in_blocks(score, row_bytes, *inputs):
-    """Return the float64 scores of rows, computed in blocks.
+    """Return the float64 scores of rows, computed in blocks; at once where a graph is exported.
 
     Parameters
     ----------
@@ -102,6 +102,8 @@ def score_in_blocks(score, row_bytes, *inputs):
     *inputs : Tensor of shape (n_samples, ...)
         Its arguments, for all rows.
     """
+    if torch.compiler.is_exporting():
+        return score(*inputs)
     size = block_rows(row_bytes, inputs[0].device)
     scores = torch.empty(len(inputs[0]), dtype=torch.float64, device=inputs[0].device)
     # Written in place: small results that are kept between large ones leave holes in memory.

@@ -133,8 +133,6 @@ class ORAScorer(LearningScorer):
             features = self._double(features)
             return self._score(features, self.center.expand_as(features))
 
-        if torch.compiler.is_exporting():
-            return score(features)
         return score_in_blocks(score, self._row_bytes, features)
 
     def leave_one_out(self, inputs, class_indices, keys):
