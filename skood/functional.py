@@ -413,14 +413,14 @@ def radial(rows: torch.Tensor, power: float) -> torch.Tensor:
 
     Parameters
     ----------
-    rows : Tensor of shape (n_samples, D)
+    rows : Tensor of shape (n_samples, ..., D)
         Vectors. The square of their length may overflow or underflow.
     power : float
         0 leaves them, 1 gives them length 1.
 
     Returns
     -------
-    rows : Tensor of shape (n_samples, D)
+    rows : Tensor of shape (n_samples, ..., D)
         Zero rows stay zero.
 
     Examples
@@ -436,12 +436,12 @@ def radial(rows: torch.Tensor, power: float) -> torch.Tensor:
     # Where everything is below the smallest normal number a division would give inf.
     tiny = torch.finfo(rows.dtype).tiny
     if rows.device.type == "cpu" and not torch.compiler.is_exporting():
-        norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
         # Squares are far from both ends: half of the time.
         if bool(((norm > 1e3 * tiny**0.5) & (norm < 1e-3 * tiny**-0.5)).all()):
             return rows / (norm if power == 1 else norm**power)
-    size = rows.abs().amax(1, keepdim=True).clamp(min=tiny)
+    size = rows.abs().amax(-1, keepdim=True).clamp(min=tiny)
     scaled = rows / size
-    norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
     unit = scaled / norm.clamp(min=tiny)
     return unit if power == 1 else unit * (size * norm).clamp(min=tiny) ** (1 - power)

@@ -25,6 +25,7 @@ from skood.detectors.logits.kl_matching import KLMatchingDetector
 from skood.detectors.logits.logit_gap import LogitGapDetector
 from skood.detectors.logits.max_logit import MaxLogitDetector
 from skood.detectors.logits.msp import MSPDetector
+from skood.detectors.logits.open_max import OpenMaxDetector
 from skood.detectors.shaping.ash import ASHDetector
 from skood.detectors.shaping.bats import BATSDetector
 from skood.detectors.shaping.react import ReActDetector
@@ -57,6 +58,7 @@ __all__ = [
     "NNGuideDetector",
     "NegLabelDetector",
     "ORADetector",
+    "OpenMaxDetector",
     "ReActDetector",
     "ResidualDetector",
     "SCALEDetector",

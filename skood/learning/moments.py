@@ -2,6 +2,7 @@
 
 import torch
 
+from skood.data.arrays import feature_batch_rows
 from skood.learning.states import State
 
 # The squares of larger differences, summed over 10⁷ rows, overflow.
@@ -160,6 +161,19 @@ class FoldMoments(ClassMoments):
         elif self.shape == "diag":
             scatter += shifts.square().sum(0)
         return total, mean, scatter
+
+
+def group_means(rows, groups, n_groups):
+    """Return the number of rows (n_groups,) and the mean (n_groups, D) of groups, 0 without rows.
+
+    Of rows in memory, in float64.
+    """
+    counts = torch.bincount(groups, minlength=n_groups)
+    sums = rows.new_zeros(n_groups, rows.shape[1], dtype=torch.float64)
+    size = feature_batch_rows(8 * rows.shape[1])
+    for some, of in zip(rows.split(size), groups.split(size), strict=True):
+        sums.index_add_(0, of, some.double())
+    return counts, sums / counts.clamp(min=1)[:, None]
 
 
 def check_squares(features):

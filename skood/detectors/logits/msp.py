@@ -13,8 +13,7 @@ from skood.estimators.kinds import LogitsDetector
 from skood.estimators.parameters import param
 from skood.functional import log_odds, msp, tempered
 from skood.learning.agreement import label_columns
-from skood.learning.learning import LearningScorer
-from skood.learning.reservoir import Reservoir
+from skood.learning.sampled import SampledScorer
 
 # The temperature is fitted to at most so many rows.
 N_ROWS = 20_000
@@ -58,11 +57,10 @@ def fit_temperature(logits, columns):
     return bound
 
 
-class TemperatureScorer(LearningScorer):
+class TemperatureScorer(SampledScorer):
     """Logits → scores at the temperature that fits the training rows best."""
 
     learned = ("temperature",)
-    needs_row_keys = True
 
     def __init__(self, score, classes):
         super().__init__()
@@ -76,14 +74,9 @@ class TemperatureScorer(LearningScorer):
                 "Without labels, or with labels of pixels, pass a number."
             )
 
-    def init_state(self, inputs, n_classes, n_expected):
-        """Return an empty sample."""
-        return Reservoir(N_ROWS, n_expected, with_codes=True)
-
-    def update(self, state, inputs, class_indices, keys):
-        """Add the rows that are drawn to the sample, with their classes."""
-        chosen = state.choose(keys)
-        state.add([inputs[0][chosen], class_indices[chosen]], keys[chosen])
+    def n_sampled(self, inputs):
+        """Return the size of the sample."""
+        return N_ROWS
 
     def finalize(self, state, classes):
         """Fit the temperature to the rows whose class the network knows."""
