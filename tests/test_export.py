@@ -1,5 +1,6 @@
 """Exported graphs give what the detector gives, on batches of any size."""
 
+import pickle
 import re
 import sys
 
@@ -14,13 +15,16 @@ from torch import nn
 import skood
 from skood import (
     ASHDetector,
+    DeepEnsembleDetector,
     FeatureExtractor,
     GMMDetector,
     GradNormDetector,
+    MCDropoutDetector,
     NACDetector,
     NNGuideDetector,
 )
-from tests.networks import SmallCNN, seeded
+from skood.network import NetworkEnsemble
+from tests.networks import SmallCNN, WithDropout, seeded
 from tests.registry import (
     IN_NETWORKS,
     OTHER_SETTINGS,
@@ -109,6 +113,18 @@ def test_what_cannot_be_exported(detector, images, path):
     with pytest.raises(TypeError, match=f"cannot be exported as it is: {why}"):
         skood.export(detector, path, X)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("format", ["torch", "onnx"])
+def test_passes(format, path, rng):
+    """Also where no batch has drawn the masks of dropout yet."""
+    onnx_only_where_installed(format)
+    nets = [seeded(WithDropout, seed=seed) for seed in range(2)]
+    X = rng.normal(size=(24, 8)).astype(np.float32)
+    ensemble = DeepEnsembleDetector(NetworkEnsemble(*nets)).fit(X)
+    dropout = MCDropoutDetector(nets[0], n_passes=2).fit(X)
+    for detector in (ensemble, pickle.loads(pickle.dumps(dropout))):
+        check(detector, path, format, X)
 
 
 def test_ties(path):

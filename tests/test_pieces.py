@@ -38,7 +38,7 @@ from skood.detectors.head.nnguide import NNGuideScorer
 from skood.learning import accumulated
 from skood.learning.reservoir import Reservoir
 from tests.networks import MLP, Segmenter, SmallCNN, sample_inputs, seeded
-from tests.registry import DETECTORS, IN_NETWORKS, each, name_of, with_fixed
+from tests.registry import DEFAULTS, DETECTORS, IN_NETWORKS, each, name_of, with_fixed
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The features are signed", "ignore:k=", "ignore:The covariance"
@@ -388,24 +388,24 @@ def test_networks_of_images(detector, images):
     assert again.n_samples_seen_ == (y[:10] >= 0).sum()
 
 
-@pytest.mark.parametrize("cls", DETECTORS)
-def test_pieces_without_rows_to_learn_from(cls, images):
+@each(DEFAULTS)
+def test_pieces_without_rows_to_learn_from(detector, images):
     X, y = images
     ood = np.full(24, -1)
-    net = seeded(SmallCNN)
-    expected = cls(net).partial_fit(X, y)
+    detector = clone(detector).set_params(model=seeded(SmallCNN))
+    expected = clone(detector).partial_fit(X, y)
     for loads in (False, True):
         empty = (X, ood)
         if loads:
             empty = (DataLoader(TensorDataset(torch.from_numpy(X), torch.from_numpy(ood))),)
-        found = cls(net).partial_fit(*empty)
+        found = clone(detector).partial_fit(*empty)
         assert not hasattr(found, "offset_") and not hasattr(found, "n_features_in_")
         with pytest.raises(NotFittedError):
             found.score_samples(X)
         found.partial_fit(X, y).partial_fit(*empty)
         assert found.n_samples_seen_ == 24
         assert found.offset_ == expected.offset_
-        fitted = cls(net).fit(X, y)
+        fitted = clone(detector).fit(X, y)
         with pytest.warns(UserWarning, match="starts anew"):
             fitted.partial_fit(*empty)
         assert fitted.n_features_in_ == 1 and np.isfinite(fitted.offset_)
@@ -475,15 +475,15 @@ def test_dicts(rng):
     assert found.n_samples_seen_ == N_ROWS
 
 
-@pytest.mark.parametrize("cls", DETECTORS)
-def test_bfloat16_networks(cls):
+@each(DEFAULTS)
+def test_bfloat16_networks(detector):
     X, y = data(np.float32)
     net = seeded(MLP, in_features=N_FEATURES).bfloat16()
-    params = {"alpha": 1.0} if cls is NACDetector else {}
-    found = cls(net, **params).partial_fit(X[:30], y[:30])
+    detector = with_fixed(detector).set_params(model=net)
+    found = clone(detector).partial_fit(X[:30], y[:30])
     found = pickle.loads(pickle.dumps(found)).partial_fit(X[30:], y[30:])
     # How much rounding changes scores, by which thresholds are lowered, is measured on first rows.
-    assert found.offset_ == pytest.approx(cls(net, **params).fit(X, y).offset_, rel=1e-4)
+    assert found.offset_ == pytest.approx(detector.fit(X, y).offset_, rel=1e-4)
 
 
 def test_label_maps(rng):

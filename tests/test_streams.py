@@ -25,7 +25,7 @@ from torch.utils.data import (
 from skood import ASHDetector, FeatureExtractor, GMMDetector, NACDetector
 from skood.ensemble import EnsembleDetector
 from tests.networks import Segmenter, SmallCNN, sample_inputs, seeded
-from tests.registry import DEFAULTS, DETECTORS, IN_NETWORKS, each
+from tests.registry import DEFAULTS, IN_NETWORKS, each
 
 pytestmark = pytest.mark.filterwarnings("ignore:The features are signed", "ignore:k=")
 
@@ -214,10 +214,11 @@ class Ragged(IterableDataset):
         return iter([np.zeros(4), np.zeros(4), np.zeros(5), np.zeros(5)])
 
 
-@pytest.mark.parametrize("cls", DETECTORS)
-def test_bad_streams(cls, images):
+@each(DEFAULTS)
+def test_bad_streams(detector, images):
     X, y = images
     net = seeded(SmallCNN)
+    detector = clone(detector).set_params(model=net)
     data = as_stream("Dataset", X, y)
     missing = torch.from_numpy(np.where(np.arange(24)[:, None, None, None] == 20, np.nan, X))
     for bad, message in [
@@ -229,12 +230,13 @@ def test_bad_streams(cls, images):
         (as_stream("Dataset", X, np.full(24, -1)), "Found 0 in-distribution"),
     ]:
         with pytest.raises((ValueError, TypeError), match=message):
-            cls(net if "shape" not in message else nn.Linear(4, 3)).fit(bad)
+            given = nn.Linear(4, 3) if "shape" in message else net
+            clone(detector).set_params(model=given).fit(bad)
     with pytest.raises(ValueError, match="24 rows and 10 labels"):
-        cls(net).fit(data, y[:10])
+        clone(detector).fit(data, y[:10])
     with pytest.raises(ValueError, match="y has 48 labels, but X gives 24 rows"):
-        cls(net).fit(data, np.r_[y, y])
-    fitted = cls(net).fit(data)
+        clone(detector).fit(data, np.r_[y, y])
+    fitted = clone(detector).fit(data)
     with pytest.raises(ValueError, match="score needs y"):
         fitted.score(TensorDataset(torch.from_numpy(X)))
     with pytest.raises(ValueError, match=re.escape("(1, 8, 8)")):

@@ -18,12 +18,14 @@ from skood.detectors.head.ora import ORADetector
 from skood.detectors.head.pnml import PNMLDetector
 from skood.detectors.head.vim import ViMDetector
 from skood.detectors.layers.nac import NACDetector
+from skood.detectors.logits.deep_ensemble import DeepEnsembleDetector
 from skood.detectors.logits.energy import EnergyDetector
 from skood.detectors.logits.entropy import EntropyDetector
 from skood.detectors.logits.gen import GENDetector
 from skood.detectors.logits.kl_matching import KLMatchingDetector
 from skood.detectors.logits.logit_gap import LogitGapDetector
 from skood.detectors.logits.max_logit import MaxLogitDetector
+from skood.detectors.logits.mc_dropout import MCDropoutDetector
 from skood.detectors.logits.msp import MSPDetector
 from skood.detectors.logits.open_max import OpenMaxDetector
 from skood.detectors.shaping.ash import ASHDetector
@@ -41,6 +43,7 @@ __all__ = [
     "CFOODDetector",
     "CosineDetector",
     "DICEDetector",
+    "DeepEnsembleDetector",
     "EnergyDetector",
     "EntropyDetector",
     "FeatureNormDetector",
@@ -51,6 +54,7 @@ __all__ = [
     "KNNDetector",
     "LogitGapDetector",
     "MCMDetector",
+    "MCDropoutDetector",
     "MSPDetector",
     "MahalanobisDetector",
     "MaxLogitDetector",

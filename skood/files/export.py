@@ -108,6 +108,8 @@ def export(
     n_rows = {0: torch.export.Dim.DYNAMIC}
     shapes = dict.fromkeys(batch, n_rows) if rows.is_named else n_rows
     with computing():
+        # Masks of dropout are drawn with the first batch, which must not be one of a trace.
+        graph(batch)
         try:
             program = torch.export.export(graph, (batch,), dynamic_shapes=(shapes,), strict=False)
         except Exception as error:

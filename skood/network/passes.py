@@ -5,11 +5,13 @@ from functools import partial
 
 import torch
 from torch import nn
+from torch.nn.functional import linear
 from torch.nn.modules.dropout import _DropoutNd
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from skood.functional import at_least_float32
 from skood.network.layers import _Hooked
+from skood.network.modules import module_device
 
 # Those whose masks have one entry a channel.
 BY_CHANNEL = nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.FeatureAlphaDropout
@@ -18,14 +20,19 @@ SCALED = nn.AlphaDropout, nn.FeatureAlphaDropout
 ALPHA = -1.7580993408473766
 
 
-def keep_mask(shape, rate, key):
-    """Return which entries are kept, by a generator whose seed is made of a key.
+def keep_masks(n_passes, shape, rate, seed, *place):
+    """Return which entries each pass keeps, (n_passes, *shape).
 
-    Drawn on the CPU, so that it is the same on every device.
+    Drawn on the CPU, so that they are the same on every device, by generators whose seeds are made
+    of a seed, the number of the pass and a place in the network.
     """
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
-    return torch.rand(shape, generator=generator) >= rate
+    masks = []
+    for number in range(n_passes):
+        key = repr((int(seed), number, *place)).encode()
+        digest = hashlib.blake2b(key, digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+        masks.append(torch.rand(shape, generator=generator) >= rate)
+    return torch.stack(masks)
 
 
 class DropoutPasses(_Hooked):
@@ -33,7 +40,8 @@ class DropoutPasses(_Hooked):
 
     A pass has one mask a call of a dropout layer, made of the seed, the number of the pass and the
     layer's name. All rows share it, so that a row's logits do not depend on the rows beside it:
-    each pass is a fixed network, in which some units are missing.
+    each pass is a fixed network, in which some units are missing. Masks are drawn with the first
+    batch, which tells their shapes, and kept.
 
     Parameters
     ----------
@@ -45,40 +53,81 @@ class DropoutPasses(_Hooked):
         Of the masks.
     """
 
-    not_exportable = "its passes draw random numbers."
-
     def __init__(self, network, n_passes, seed):
         super().__init__(network)
         self.n_passes, self.seed = n_passes, seed
+        # By layer and number of its call: the axis that holds the rows, and the masks.
+        self._drawn = None
         for name, part in dropout_layers(network).items():
             part.register_forward_hook(partial(self._drop, name))
 
     def _drop(self, name, part, args, output):
-        number, n_rows = self._calls.number, self._calls.n_rows
-        call = self._calls.counts[name]
+        call = name, self._calls.counts[name]
         self._calls.counts[name] += 1
-        # The axis of the rows is the first, where a row may be several, such as windows or frames;
-        # or the second, as in recurrent layers and transformers without batch_first.
-        rows_first = output.shape[0] % n_rows == 0
-        axis = 0 if rows_first else 1
-        several = output.shape[axis] // n_rows
-        split = output.unflatten(axis, (n_rows, several))
-        shape = list(split.shape)
-        shape[axis] = 1
-        if isinstance(part, BY_CHANNEL):
-            shape[axis + 3 :] = [1] * len(shape[axis + 3 :])
-        kept = keep_mask(shape, part.p, (self.seed, number, name, call)).to(output.device)
-        return dropped(split, kept, part).flatten(axis, axis + 1)
+        if self._calls.number is None:
+            self._calls.seen[call] = output.shape
+            return output
+        if call not in self._drawn:
+            raise ValueError(
+                f"The dropout layer {name!r} is called another number of times in this pass than "
+                "with the first row. Give `rate`, which drops what enters the last linear layer."
+            )
+        axis, masks = self._drawn[call]
+        kept = masks[self._calls.number]
+        if kept.ndim == output.ndim:
+            return dropped(output, kept, part)
+        # A row may be several along the axis, such as windows or frames.
+        rows = output.unflatten(axis, (-1, kept.shape[axis + 1]))
+        return dropped(rows, kept, part).flatten(axis, axis + 1)
+
+    def _draw(self, x, seed):
+        """Return the masks for rows of this shape.
+
+        The axis of a layer's output that holds the rows is the one that grows with their number:
+        the first, or the second in recurrent layers and transformers without batch_first.
+        """
+        two, three = (self._shapes(x, n_rows) for n_rows in (2, 3))
+        drawn = {}
+        for (name, call), shape in two.items():
+            part, shape = self.network.get_submodule(name), list(shape)
+            sizes = zip(shape, three[name, call], strict=True)
+            grown = [i for i, (a, b) in enumerate(sizes) if a != b]
+            # None where dropout is of something else than rows, such as positions.
+            axis = grown[0] if grown else 0
+            if grown:
+                shape[axis] //= 2
+            if isinstance(part, BY_CHANNEL):
+                shape[axis + 2 :] = [1] * len(shape[axis + 2 :])
+            if grown and shape[axis] > 1:
+                shape.insert(axis, 1)
+            masks = keep_masks(self.n_passes, shape, part.p, seed, name, call)
+            drawn[name, call] = axis, masks.to(module_device(self.network))
+        return drawn
+
+    def _shapes(self, x, n_rows):
+        """Return the shape of what each call of a dropout layer gives for so many rows."""
+        rows = tree_map(lambda part: part[:1].repeat_interleave(n_rows, 0), x)
+        with self._recording(rows) as shapes:
+            self._calls.number = None
+            self.network(rows)
+        return shapes
+
+    def each(self, x, seed):
+        """Yield the logits of each pass."""
+        if self._drawn is None:
+            # What inference mode makes cannot be differentiated through.
+            with torch.inference_mode(False), torch.no_grad():
+                self._drawn = self._draw(x, seed)
+        for number in range(self.n_passes):
+            with self._recording(x):
+                self._calls.number = number
+                # A network may write to what it is given.
+                logits = at_least_float32(self.network(tree_map(torch.clone, x)))
+            yield logits
 
     def forward(self, x):
         """Return logits."""
-        logits = []
-        for number in range(self.n_passes):
-            with self._recording(x):
-                self._calls.number, self._calls.n_rows = number, len(tree_leaves(x)[0])
-                # A network may write to what it is given.
-                logits.append(at_least_float32(self.network(tree_map(torch.clone, x))))
-        return torch.stack(logits, 1)
+        return torch.stack(list(self.each(x, self.seed)), 1)
 
 
 def dropped(values, kept, part):
@@ -101,30 +150,43 @@ def dropout_layers(network):
 class HeadPasses(nn.Module):
     """Map X to the logits of several passes with dropout of what enters the head.
 
+    Of maps whole channels are dropped: so each pass is a head some of whose weights are 0.
+
     Parameters
     ----------
-    features : nn.Module
-        Maps X to what enters the head.
-    head : nn.Module
-        Maps features to logits.
+    body, rest : nn.Module
+        What `Network.cut` gives in front of the head.
+    width : int
+        How many features or channels enter the head.
     n_passes, seed : int
         See `DropoutPasses`.
     rate : float
         The share of the features that a pass drops.
     """
 
-    not_exportable = "its passes draw random numbers."
-
-    def __init__(self, features, head, n_passes, seed, rate):
+    def __init__(self, body, rest, width, n_passes, seed, rate):
         super().__init__()
-        self.features, self.head = features, head
+        self.body, self.rest, self.width = body, rest, width
         self.n_passes, self.seed, self.rate = n_passes, seed, rate
+        self._drawn = None
+
+    def each(self, x, seed):
+        """Yield the logits of each pass."""
+        given = self.body(x)
+        features, *others = given if isinstance(given, tuple) else (given,)
+        if self._drawn is None:
+            with torch.inference_mode(False):
+                masks = keep_masks(self.n_passes, (self.width,), self.rate, seed)
+                self._drawn = masks.to(features.device)
+        for kept in self._drawn:
+            scale = kept.to(features.dtype) / (1 - self.rate)
+            if isinstance(self.rest, nn.Linear):
+                # It has fewer weights than a batch has features.
+                yield linear(features, self.rest.weight * scale, self.rest.bias)
+            else:
+                scale = scale.view(-1, *[1] * (features.ndim - 2))
+                yield self.rest(features * scale, *others)
 
     def forward(self, x):
         """Return logits."""
-        features = self.features(x)
-        masks = (
-            keep_mask(features.shape[1:], self.rate, (self.seed, number)).to(features)
-            for number in range(self.n_passes)
-        )
-        return torch.stack([self.head(features * (m / (1 - self.rate))) for m in masks], 1)
+        return torch.stack(list(self.each(x, self.seed)), 1)

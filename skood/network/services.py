@@ -13,7 +13,7 @@ from skood.network.layers import (
     check_called,
     reduced,
 )
-from skood.network.modules import Pool, differentiable_copy, private_copy
+from skood.network.modules import Pool, as_linear, differentiable_copy, private_copy
 from skood.network.passes import DropoutPasses, HeadPasses, dropout_layers
 
 
@@ -277,8 +277,10 @@ class NetworkServices:
         """
         self.require_logits(maps=True)
         if rate is not None:
-            body, head = self.cut()
-            return HeadPasses(body, head, n_passes, seed, rate)
+            body, rest = self.cut()
+            head = self.module.get_submodule(self.map_head or self.head_name)
+            width = as_linear(head).in_features
+            return HeadPasses(body, rest, width, n_passes, seed, rate)
         if self.takes_features or not dropout_layers(self.module):
             what = "A linear layer" if self.takes_features else self._owner
             raise ValueError(
