@@ -19,9 +19,7 @@ from tests.networks import MLP, ResNet, Segmenter, WithDropout, sample_inputs, s
 METHOD = Method(
     settings={
         "default": MCDropoutDetector(rate=0.5),
-        "mutual information": MCDropoutDetector(
-            n_passes=5, criterion="mutual_information", random_state=1, batch_size=7
-        ),
+        "msp": MCDropoutDetector(n_passes=5, criterion="msp", random_state=1, batch_size=7),
     },
     in_networks={
         "default": MCDropoutDetector(rate=0.5),
