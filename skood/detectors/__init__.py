@@ -12,6 +12,7 @@ from skood.detectors.head.dice import DICEDetector
 from skood.detectors.head.fdbd import FDBDDetector
 from skood.detectors.head.mcm import MCMDetector
 from skood.detectors.head.nci import NCIDetector
+from skood.detectors.head.neco import NECODetector
 from skood.detectors.head.neg_label import NegLabelDetector
 from skood.detectors.head.nnguide import NNGuideDetector
 from skood.detectors.head.ora import ORADetector
@@ -35,9 +36,6 @@ from skood.detectors.shaping.scale import SCALEDetector
 from skood.detectors.shaping.vra import VRADetector
 
 __all__ = [
-    "PNMLDetector",
-    "NCIDetector",
-    "FDBDDetector",
     "ASHDetector",
     "BATSDetector",
     "CFOODDetector",
@@ -46,6 +44,7 @@ __all__ = [
     "DeepEnsembleDetector",
     "EnergyDetector",
     "EntropyDetector",
+    "FDBDDetector",
     "FeatureNormDetector",
     "GENDetector",
     "GMMDetector",
@@ -53,16 +52,19 @@ __all__ = [
     "KLMatchingDetector",
     "KNNDetector",
     "LogitGapDetector",
-    "MCMDetector",
     "MCDropoutDetector",
+    "MCMDetector",
     "MSPDetector",
     "MahalanobisDetector",
     "MaxLogitDetector",
     "NACDetector",
+    "NCIDetector",
+    "NECODetector",
     "NNGuideDetector",
     "NegLabelDetector",
     "ORADetector",
     "OpenMaxDetector",
+    "PNMLDetector",
     "ReActDetector",
     "ResidualDetector",
     "SCALEDetector",
