@@ -15,6 +15,7 @@ from skood.detectors.head.nci import NCIDetector
 from skood.detectors.head.neco import NECODetector
 from skood.detectors.head.neg_label import NegLabelDetector
 from skood.detectors.head.nnguide import NNGuideDetector
+from skood.detectors.head.optfs import OptFSDetector
 from skood.detectors.head.ora import ORADetector
 from skood.detectors.head.pnml import PNMLDetector
 from skood.detectors.head.vim import ViMDetector
@@ -65,6 +66,7 @@ __all__ = [
     "ORADetector",
     "OpenMaxDetector",
     "PNMLDetector",
+    "OptFSDetector",
     "ReActDetector",
     "ResidualDetector",
     "SCALEDetector",

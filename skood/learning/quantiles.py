@@ -82,28 +82,28 @@ def order_statistic(ordered, k, left_out=None):
 
 
 def quantile_of(values, level):
-    """Return a quantile of all entries of a tensor, as `quantile` does, without sorting them.
+    """Return a quantile along the last axis, as `quantile` does, without sorting.
 
     Parameters
     ----------
-    values : Tensor
-        Of any shape.
+    values : Tensor of shape (..., n)
+        Not in order.
     level : float
         In [0, 1].
 
     Returns
     -------
-    quantile : Tensor of shape (), dtype float64
+    quantiles : Tensor of shape (...), dtype float64
         Between two of them, linearly.
     """
-    values = values.flatten()
-    position = level * (len(values) - 1)
+    n_values = values.shape[-1]
+    position = level * (n_values - 1)
     k = int(position)
     if values.is_cpu:
         # Of 2 million numbers numpy's partition takes a quarter of the time of its sort.
         values = torch.from_numpy(np.partition(values.numpy(), k))
     else:
-        values = values.sort().values
-    below = values[k].double()
-    above = values[k + 1 :].amin() if k + 1 < len(values) else below
+        values = values.sort(dim=-1).values
+    below = values[..., k].double()
+    above = values[..., k + 1 :].amin(-1) if k + 1 < n_values else below
     return below + (position - k) * (above - below)

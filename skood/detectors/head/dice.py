@@ -32,7 +32,7 @@ def sparse_weight(weight, mean, percentile):
     if percentile == 0:
         return weight.clone()
     contributions = weight.double() * mean
-    return torch.where(contributions > quantile_of(contributions, percentile), weight, 0)
+    return torch.where(contributions > quantile_of(contributions.flatten(), percentile), weight, 0)
 
 
 def is_centred(moments):
