@@ -9,12 +9,12 @@ __all__ = [
     "entropy",
     "gen",
     "kl_to_uniform_grad",
-    "l1_norm",
     "log_odds",
     "log_probabilities",
     "max_logit",
     "msp",
     "pool",
+    "power_sum",
     "radial",
     "tempered",
 ]
@@ -366,20 +366,22 @@ def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def l1_norm(rows: torch.Tensor) -> torch.Tensor:
-    """Sum of absolute values of each row.
+def power_sum(rows: torch.Tensor, order: int = 1) -> torch.Tensor:
+    """Sum of a power of the absolute values of each row.
 
     Parameters
     ----------
     rows : Tensor of shape (n_samples, D)
         Numbers.
+    order : {1, 2}, default=1
+        1 gives the L1 norm, 2 the square of the L2 norm.
 
     Returns
     -------
-    norm : Tensor of shape (n_samples,), dtype float64
-        Zero for rows of zeros alone.
+    total : Tensor of shape (n_samples,), dtype float64
     """
-    return rows.abs().sum(1, dtype=torch.float64)
+    rows = rows.abs() if order == 1 else rows.double().square()
+    return rows.sum(1, dtype=torch.float64)
 
 
 def clip_to(scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -81,7 +81,8 @@ def score_of_logits(logits, logit_score="energy"):
 def uniform_loss(logits, loss="kl", temperature=1.0):
     """Compute the loss of one sample's logits (C,) against the uniform u = 1/C.
 
-    "kl": KL(u || softmax(l/T)) = sum_c u (log u - log p_c). "bce": sum_c BCE(p_c, u).
+    "kl": KL(u || softmax(l/T)) = sum_c u (log u - log p_c). "bce": sum_c BCE(p_c, u). "ones":
+    -sum_c log p_c.
     """
     n_classes = len(logits)
     u = torch.full_like(logits, 1 / n_classes)
@@ -89,6 +90,8 @@ def uniform_loss(logits, loss="kl", temperature=1.0):
         return (u * (u.log() - F.log_softmax(logits / temperature, dim=0))).sum()
     if loss == "bce":
         return F.binary_cross_entropy(F.softmax(logits / temperature, dim=0), u, reduction="sum")
+    if loss == "ones":
+        return -F.log_softmax(logits / temperature, dim=0).sum()
     raise ValueError(loss)
 
 

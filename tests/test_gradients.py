@@ -15,20 +15,21 @@ from tests.detectors.test_gradnorm import gradnorm
 from tests.networks import ResNet, SmallCNN, seeded
 
 
-def scorer_of(net, names=None, temperature=1.0):
+def scorer_of(net, names=None, temperature=1.0, order=1):
     """Return the scorer of a network's parameters, all of them by default."""
     names = {name for name, _ in net.named_parameters()} if names is None else set(names)
-    return PerSampleGradientNorm(net, names, kl_to_uniform_grad, temperature)
+    return PerSampleGradientNorm(net, names, kl_to_uniform_grad, temperature, order)
 
 
 def assert_by_rule(net, x, but=(), rtol=1e-12):
     """Compare scores to the reference; all parameters but some must have gone by rule."""
     net = net.double().eval()
-    scorer = scorer_of(net)
-    scores = scorer(x)
-    np.testing.assert_allclose(scores, gradnorm(net, x), rtol=rtol)
-    assert len(scores.unique()) == len(x)
-    assert scorer.names - scorer.by_rule.names == set(but)
+    for order in (2, 1):
+        scorer = scorer_of(net, order=order)
+        scores = scorer(x)
+        np.testing.assert_allclose(scores, gradnorm(net, x, order=order), rtol=order * rtol)
+        assert len(scores.unique()) == len(x)
+        assert scorer.names - scorer.by_rule.names == set(but)
     # All by vmap, as where a batch takes another way.
     scorer._reached = set()
     np.testing.assert_allclose(scorer(x), scores, rtol=1e-10)

@@ -1,4 +1,4 @@
-"""L1 norms of per-sample gradients with respect to a network's parameters."""
+"""Norms of per-sample gradients with respect to a network's parameters."""
 
 import threading
 from collections import Counter
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from skood.functional import at_least_float32, clip_to, l1_norm
+from skood.functional import at_least_float32, clip_to, power_sum
 from skood.network.layers import _Hooked, first_argument, paired
 from skood.network.modules import differentiable_copy
 
@@ -26,59 +26,61 @@ MICRO_BATCH_BYTES = 128 * 2**20
 VMAP_ROWS = 32
 
 
-# A rule maps a layer, the number of samples n, what entered it and the gradient of what left it to
-# the norms of the gradients of one parameter. Tensors hold n rows, or n times as many in order.
+# A rule maps an order, a layer, the number of samples n, what entered it and the gradient of what
+# left it to the norms of the gradients of one parameter: L1 norms with the order 1, squares of L2
+# norms with 2. Tensors hold n rows, or n times as many in order.
 
 
 def norm_in_blocks(sums, size, *tensors):
     """Norms of matrices of a size, whose rows' norms a function makes of blocks of samples."""
     blocks = zip(*(t.split(max(1, BLOCK_ELEMENTS // size)) for t in tensors), strict=True)
-    return torch.cat([l1_norm(sums(*block)) for block in blocks])
+    return torch.cat([power_sum(sums(*block)) for block in blocks])
 
 
-def row_sums(gradients):
+def row_sums(order, gradients):
     """Norms of the rows, in their own dtype: all in float64 take five times as long."""
-    return gradients.abs_().flatten(2).sum(2)
+    return (gradients.abs_() if order == 1 else gradients.square_()).flatten(2).sum(2)
 
 
-def product_sums(left, right):
+def product_sums(order, left, right):
     """Norms of the rows of products of matrices, (n, M, K) and (n, K, N)."""
     n_rows, n_columns = left.shape[1], right.shape[2]
     if n_rows * n_columns > LARGE_MATRIX:
         n_rows = max(1, BLOCK_ELEMENTS // n_columns)
-    return torch.cat([row_sums(part @ right) for part in left.split(n_rows, 1)], 1)
+    return torch.cat([row_sums(order, part @ right) for part in left.split(n_rows, 1)], 1)
 
 
-def linear_weight(layer, n, x, grad):
+def linear_weight(order, layer, n, x, grad):
     """Σ|Σ_t g_t x_tᵀ| over tokens t; for one token ‖g‖₁ ‖x‖₁."""
     x = at_least_float32(x).reshape(n, -1, layer.in_features)
     grad = grad.reshape(n, -1, layer.out_features)
     if x.shape[1] == 1:
-        return l1_norm(x[:, 0]) * l1_norm(grad[:, 0])
-    return norm_in_blocks(lambda x, g: product_sums(g.mT, x), layer.weight.numel(), x, grad)
+        return power_sum(x[:, 0], order) * power_sum(grad[:, 0], order)
+    sums = lambda x, g: product_sums(order, g.mT, x)  # noqa: E731
+    return norm_in_blocks(sums, layer.weight.numel(), x, grad)
 
 
-def conv_weight(layer, n, x, grad):
+def conv_weight(order, layer, n, x, grad):
     """Σ|Σ_t g_t x_tᵀ| over windows t."""
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     x = F.pad(at_least_float32(x), layer._reversed_padding_repeated_twice, mode)
     few = layer.groups == 1 and grad[0, 0].numel() <= FEW_POSITIONS
-    sums = partial(by_windows if few else by_convolution, layer)
+    sums = partial(by_windows if few else by_convolution, order, layer)
     # A sample may be several images, such as the frames of a film.
     x, grad = (tensor.unflatten(0, (n, -1)) for tensor in (x, grad))
     return norm_in_blocks(sums, layer.weight.numel(), x, grad)
 
 
-def by_windows(layer, x, grad):
+def by_windows(order, layer, x, grad):
     """Norms of rows of a convolution's weight's gradients, as of a linear layer on windows."""
     axes = zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)
     for axis, (size, step, gap) in enumerate(axes, start=3):
         x = x.unfold(axis, gap * (size - 1) + 1, step)[..., ::gap]
     windows = x.movedim(2, axis).reshape(len(x), grad[0, :, 0].numel(), -1)
-    return product_sums(grad.movedim(2, 1).flatten(2), windows)
+    return product_sums(order, grad.movedim(2, 1).flatten(2), windows)
 
 
-def by_convolution(layer, x, grad):
+def by_convolution(order, layer, x, grad):
     """Do the same by a convolution with the samples as groups."""
     n = len(x)
     of_weight = getattr(nn.grad, f"conv{len(layer.kernel_size)}d_weight")
@@ -86,49 +88,51 @@ def by_convolution(layer, x, grad):
     # The images of a sample are the batch, over which a convolution sums.
     x, grad = (tensor.transpose(0, 1).flatten(1, 2) for tensor in (x, grad))
     weight = of_weight(x, shape, grad, layer.stride, 0, layer.dilation, n * layer.groups)
-    return row_sums(weight.unflatten(0, (n, -1)))
+    return row_sums(order, weight.unflatten(0, (n, -1)))
 
 
-def token_bias(layer, n, x, grad):
+def token_bias(order, layer, n, x, grad):
     """Σ|Σ_t g_t|, features last."""
-    return l1_norm(grad.reshape(n, -1, layer.bias.numel()).sum(1))
+    return power_sum(grad.reshape(n, -1, layer.bias.numel()).sum(1), order)
 
 
-def channel_sums(n, grad):
+def channel_sums(order, n, grad):
     """Σ|Σ_t g_t| over the positions t of all images of a sample, channels first."""
-    return l1_norm(grad.reshape(n, -1, grad.shape[1], grad[0, 0].numel()).sum((1, 3)))
+    sums = grad.reshape(n, -1, grad.shape[1], grad[0, 0].numel()).sum((1, 3))
+    return power_sum(sums, order)
 
 
-def channel_bias(layer, n, x, grad):
+def channel_bias(order, layer, n, x, grad):
     """Σ|Σ_t g_t|, channels first."""
-    return channel_sums(n, grad)
+    return channel_sums(order, n, grad)
 
 
-def batch_norm_weight(layer, n, x, grad):
+def batch_norm_weight(order, layer, n, x, grad):
     """Σ|Σ_t g_t x̂_t|, with x̂ what the weight multiplies."""
     x = F.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps)
-    return channel_sums(n, x * grad)
+    return channel_sums(order, n, x * grad)
 
 
-def group_norm_weight(layer, n, x, grad):
+def group_norm_weight(order, layer, n, x, grad):
     """As for BatchNorm."""
     x = F.group_norm(x, layer.num_groups, eps=layer.eps)
-    return channel_sums(n, x * grad)
+    return channel_sums(order, n, x * grad)
 
 
-def layer_norm_weight(layer, n, x, grad):
+def layer_norm_weight(order, layer, n, x, grad):
     """As for BatchNorm."""
     x = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
-    return l1_norm((x * grad).reshape(n, -1, layer.weight.numel()).sum(1))
+    return power_sum((x * grad).reshape(n, -1, layer.weight.numel()).sum(1), order)
 
 
-def embedding_weight(layer, n, ids, grad):
+def embedding_weight(order, layer, n, ids, grad):
     """Σ_v |Σ_t g_t| over the tokens t with id v."""
     size = layer.num_embeddings
     of_sample = size * torch.arange(n, device=ids.device)[:, None]
     keys, where = (ids.reshape(n, -1) + of_sample).unique(return_inverse=True)
     grad = grad.reshape(-1, layer.embedding_dim)
-    norms = l1_norm(grad.new_zeros(len(keys), grad.shape[1]).index_add_(0, where.ravel(), grad))
+    sums = grad.new_zeros(len(keys), grad.shape[1]).index_add_(0, where.ravel(), grad)
+    norms = power_sum(sums, order)
     if layer.padding_idx is not None:
         norms[keys % size == layer.padding_idx] = 0
     return norms.new_zeros(n).index_add_(0, keys // size, norms)
@@ -171,7 +175,7 @@ class _Tap(torch.autograd.Function):
 
 
 class NormsByRule(_Hooked):
-    """Inputs → L1 norms of each sample's gradients, by one forward and one backward pass.
+    """Inputs → norms of each sample's gradients, by one forward and one backward pass.
 
     Parameters
     ----------
@@ -181,11 +185,13 @@ class NormsByRule(_Hooked):
         The parameters. `names` holds those of them that have a rule and one owner.
     logits_grad : callable
         Maps logits to the gradient of the loss with respect to them.
+    order : int
+        1 for L1 norms, 2 for squares of L2 norms.
     """
 
-    def __init__(self, network, names, logits_grad):
+    def __init__(self, network, names, logits_grad, order):
         super().__init__(network)
-        self.logits_grad = logits_grad
+        self.logits_grad, self.order = logits_grad, order
         self.names = set()
         owners = Counter(id(p) for part in network.modules() for p in part._parameters.values())
         for path, layer in network.named_modules():
@@ -211,7 +217,8 @@ class NormsByRule(_Hooked):
             for name in chosen:
                 # The gradients of two calls would have to be summed before the norm.
                 again = name in norms
-                norms[name] = rules[name](layer, n_samples, x, grad) * (torch.nan if again else 1)
+                norm = rules[name](self.order, layer, n_samples, x, grad)
+                norms[name] = norm * (torch.nan if again else 1)
 
         anchor = torch.empty(0, requires_grad=True)
         return _Tap.apply(output, x, anchor, receive)
@@ -229,7 +236,7 @@ class NormsByRule(_Hooked):
 
 
 class NormsBySample(nn.Module):
-    """Inputs → L1 norms of each sample's gradients, by a backward pass for each.
+    """Inputs → norms of each sample's gradients, by a backward pass for each.
 
     Parameters
     ----------
@@ -237,11 +244,13 @@ class NormsBySample(nn.Module):
         A private copy, for this alone.
     logits_grad : callable
         Maps logits to the gradient of the loss with respect to them.
+    order : int
+        1 for L1 norms, 2 for squares of L2 norms.
     """
 
-    def __init__(self, network, logits_grad):
+    def __init__(self, network, logits_grad, order):
         super().__init__()
-        self.network, self.logits_grad = network, logits_grad
+        self.network, self.logits_grad, self.order = network, logits_grad, order
         # functional_call puts other parameters into the module while it runs.
         self._lock = threading.Lock()
 
@@ -265,7 +274,7 @@ class NormsBySample(nn.Module):
         batch = tree_map(lambda part: part.expand(times, *part.shape), x)
         logits, pull_back = torch.func.vjp(lambda chosen: self._logits(chosen, batch)[:1], chosen)
         (grads,) = pull_back(self.logits_grad(logits).to(logits.dtype))
-        return {name: grad.abs().sum(dtype=torch.float64) for name, grad in grads.items()}
+        return {name: power_sum(grad.reshape(1, -1), self.order)[0] for name, grad in grads.items()}
 
     def forward(self, x, names):
         """Return a dict of norms with respect to the named parameters."""
@@ -302,12 +311,12 @@ class NormsBySample(nn.Module):
             )
             for name, grad_of in zip(chosen, grads, strict=True):
                 if grad_of is not None:
-                    norms[name][i] = grad_of.abs().sum(dtype=torch.float64)
+                    norms[name][i] = power_sum(grad_of.reshape(1, -1), self.order)[0]
         return norms
 
 
 class PerSampleGradientNorm(nn.Module):
-    """Inputs → L1 norm of each sample's gradient with respect to chosen parameters.
+    """Inputs → norm of each sample's gradient with respect to chosen parameters.
 
     A parameter goes by rule if that gives what autograd gives on two rows of the first batch; it
     does not where a weight is used twice or outside of its layer. The others go sample by sample,
@@ -323,11 +332,13 @@ class PerSampleGradientNorm(nn.Module):
         Maps logits and temperature to the gradient of the loss with respect to the logits.
     temperature : float
         What the logits are divided by.
+    order : int, default=1
+        1 for the L1 norm, 2 for the square of the L2 norm.
     """
 
     not_exportable = "it differentiates the network. With params='head' GradNormDetector does not."
 
-    def __init__(self, network, names, logits_grad, temperature):
+    def __init__(self, network, names, logits_grad, temperature, order=1):
         super().__init__()
 
         def scaled_grad(logits):
@@ -335,9 +346,9 @@ class PerSampleGradientNorm(nn.Module):
             # the temperature it survives half precision.
             return logits_grad(logits, temperature) * temperature
 
-        self.names, self.temperature = names, temperature
-        self.by_rule = NormsByRule(differentiable_copy(network), names, scaled_grad)
-        self.by_sample = NormsBySample(differentiable_copy(network), scaled_grad)
+        self.names, self.scale = names, temperature**order
+        self.by_rule = NormsByRule(differentiable_copy(network), names, scaled_grad, order)
+        self.by_sample = NormsBySample(differentiable_copy(network), scaled_grad, order)
         self._lock = threading.Lock()
         self._reached = None if self.by_rule.names else set()
 
@@ -397,4 +408,4 @@ class PerSampleGradientNorm(nn.Module):
         norms = [] if norm is None else [norm]
         if rest:
             norms.extend(self.by_sample(x, rest).values())
-        return clip_to(sum(norms) / self.temperature, torch.float64)
+        return clip_to(sum(norms) / self.scale, torch.float64)

@@ -34,9 +34,13 @@ METHOD = Method(
         "default": GradNormDetector(),
         "bce": GradNormDetector(loss="bce"),
         "all": GradNormDetector(params="all", temperature=2.0),
-        "bias": GradNormDetector(params=["bias"], batch_size=7),
+        "l2": GradNormDetector(params="all", norm="l2", loss="ones", batch_size=7),
     },
-    in_networks={"default": GradNormDetector(), "all": GradNormDetector(params="all")},
+    in_networks={
+        "default": GradNormDetector(),
+        "all": GradNormDetector(params="all"),
+        "l2": GradNormDetector(params="all", norm="l2", loss="ones"),
+    },
 )
 
 
@@ -57,11 +61,12 @@ def gradnorm_head(H, W, b, loss="kl", temperature=1.0):
     return np.array(scores)
 
 
-def gradnorm(net, X, names=None, loss="kl", temperature=1.0):
+def gradnorm(net, X, names=None, loss="kl", temperature=1.0, order=1):
     """Compute sum_names ||dL/dparameter||_1 by autograd, one sample at a time; None: all names.
 
-    A parameter that the logits do not depend on counts as 0, and a shared one counts once, with
-    the sum of its gradients. With "bce" only for logit gaps below 25 times the temperature.
+    With the order 2, the sum of squares of the entries. A parameter that the logits do not depend
+    on counts as 0, and a shared one counts once, with the sum of its gradients. With "bce" only for
+    logit gaps below 25 times the temperature.
     """
     net = ref.as_double(net)
     parameters = dict(net.named_parameters())
@@ -71,7 +76,7 @@ def gradnorm(net, X, names=None, loss="kl", temperature=1.0):
         # Beside a copy: gradients of one row alone through BatchNorm2d may be wrong (torch 2.13).
         value = ref.uniform_loss(net(torch.stack([x, x]))[0], loss, temperature)
         gradients = torch.autograd.grad(value, chosen, allow_unused=True)
-        scores.append(sum(g.abs().sum().item() for g in gradients if g is not None))
+        scores.append(sum((g.abs() ** order).sum().item() for g in gradients if g is not None))
     return np.array(scores)
 
 
@@ -221,6 +226,31 @@ def test_gradnorm(X, params, loss, temperature, dtype):
         params = lambda name: name.startswith("conv2")  # noqa: E731
     detector = GradNormDetector(net, params=params, loss=loss, temperature=temperature)
     assert_parity(detector.fit(X_train).score_samples(X_new), expected, dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("params", ["head", "all", ["conv1.weight", "conv2.bias", "fc.bias"]])
+@pytest.mark.parametrize("loss", ["kl", "ones"])
+def test_squares(X, params, loss, dtype):
+    net, X_train, X_new = cast(seeded(SmallCNN), X, dtype)
+    names = {"head": ["fc.weight"], "all": None}.get(params) if isinstance(params, str) else params
+    detector = GradNormDetector(net, params=params, norm="l2", loss=loss, temperature=2.5)
+    scores = detector.fit(X_train).score_samples(X_new)
+    assert_parity(scores, gradnorm(net, X_new, names, loss, 2.5, order=2), dtype)
+
+
+def test_squares_of_a_head(head):
+    """GradUncertainty of the head is C² ‖p - u‖² (‖h‖² + 1), also where a softmax is 0 or 1."""
+    H, W, b = head
+    net = nn.Linear(6, 4).double()
+    with torch.no_grad():
+        net.weight.copy_(torch.from_numpy(W)), net.bias.copy_(torch.from_numpy(b))
+    H = np.vstack([H, 300 * H])
+    p = torch.from_numpy(H @ W.T + b).softmax(1).numpy()
+    expected = 16 * ((p - 1 / 4) ** 2).sum(1) * ((H**2).sum(1) + 1)
+    detector = GradNormDetector(net, params="all", norm="l2", loss="ones").fit(H)
+    np.testing.assert_allclose(detector.score_samples(H), expected, rtol=1e-12)
+    np.testing.assert_allclose(detector.score_samples([[1e160] * 6]), np.finfo("d").max)
 
 
 @pytest.mark.parametrize("net", [seeded(ResNet, in_channels=1), seeded(ViT)], ids=["ResNet", "ViT"])

@@ -9,7 +9,7 @@ from torch import nn
 from skood._compat import Interval, StrOptions
 from skood.estimators.kinds import ClassifierDetector
 from skood.estimators.parameters import param
-from skood.functional import clip_to, kl_to_uniform_grad, l1_norm
+from skood.functional import clip_to, kl_to_uniform_grad, power_sum
 from skood.network.layers import closest_names
 from skood.network.parameter_gradients import PerSampleGradientNorm
 
@@ -51,20 +51,30 @@ def bce_to_uniform_grad(logits, temperature=1.0):
     return grad / temperature
 
 
-LOSSES = {"kl": kl_to_uniform_grad, "bce": bce_to_uniform_grad}
+def ones_grad(logits, temperature=1.0):
+    """Gradient of -Σ_c log p_c, p = softmax(logits / temperature), w.r.t. the logits.
+
+    The cross-entropy against a label of ones. Its gradient is C times that of the divergence.
+    """
+    return logits.shape[1] * kl_to_uniform_grad(logits, temperature)
+
+
+LOSSES = {"kl": kl_to_uniform_grad, "bce": bce_to_uniform_grad, "ones": ones_grad}
+ORDERS = {"l1": 1, "l2": 2}
 
 
 class GradNormHeadScorer(nn.Module):
     """Features in front of a linear head → norm of the gradient of its weight and bias.
 
     The gradient of the weight is the outer product of the gradient g of the logits and the
-    features h, so its norm is ‖g‖₁ ‖h‖₁: no backward pass. In front of a 1×1 convolution each
-    pixel is a row, with a loss of its own.
+    features h, so its norm is ‖g‖ ‖h‖: no backward pass. With the order 2 norms are squared. In
+    front of a 1×1 convolution each pixel is a row, with a loss of its own.
     """
 
-    def __init__(self, head, logits_grad, temperature, weight, bias):
+    def __init__(self, head, logits_grad, temperature, order, weight, bias):
         super().__init__()
-        self.head, self.logits_grad, self.temperature = head, logits_grad, temperature
+        self.head, self.logits_grad = head, logits_grad
+        self.temperature, self.order = temperature, order
         self.weight, self.bias = weight, bias
 
     def forward(self, features):
@@ -72,8 +82,9 @@ class GradNormHeadScorer(nn.Module):
         if features.ndim > 2:
             pixels = features.movedim(1, -1)
             return self(pixels.flatten(0, -2)).view(pixels.shape[:-1])
-        grad = l1_norm(self.logits_grad(self.head(features), self.temperature))
-        return clip_to(grad * (self.weight * l1_norm(features) + self.bias), torch.float64)
+        grad = power_sum(self.logits_grad(self.head(features), self.temperature), self.order)
+        factor = self.weight * power_sum(features, self.order) + self.bias
+        return clip_to(grad * factor, torch.float64)
 
 
 class GradNormDetector(ClassifierDetector):
@@ -81,16 +92,21 @@ class GradNormDetector(ClassifierDetector):
 
     The score is :math:`\|\partial L / \partial \theta\|_1` of each sample with
     :math:`L = \mathrm{KL}(u \,\|\, \mathrm{softmax}(l / T))`. For the last layer's weight, with
-    features :math:`h`, it is :math:`\|\mathrm{softmax}(l/T) - u\|_1\, \|h\|_1 / T`.
+    features :math:`h`, it is :math:`\|\mathrm{softmax}(l/T) - u\|_1\, \|h\|_1 / T`. With
+    ``norm="l2"`` it is :math:`\|\partial L / \partial \theta\|_2^2`, a sum of squares.
 
     Parameters
     ----------
     params : {"head", "all"}, list of str or callable, default="head"
         Which parameters: the last linear layer's weight (the paper, closed form), all, the named
         ones, or those for whose name the callable is true.
-    loss : {"kl", "bce"}, default="kl"
+    norm : {"l1", "l2"}, default="l1"
+        "l2" is the square of the L2 norm. It ranked OOD rows of the digits and of CIFAR-10 a little
+        better: see the page of the method.
+    loss : {"kl", "bce", "ones"}, default="kl"
         "bce" is that of pytorch-ood 0.3.3: binary cross-entropy of the softmax probabilities
-        against 1/C.
+        against 1/C. "ones" is :math:`-\sum_c \log p_c` of GradUncertainty, whose gradient is C
+        times that of "kl": the same ranking.
     temperature : float, default=1.0
         What the logits are divided by.
 
@@ -110,7 +126,10 @@ class GradNormDetector(ClassifierDetector):
     code sums the divergence over classes instead of averaging: a factor C, the same ranking. A
     network whose logits are maps straight from a 1×1 convolution gets one score a pixel, from
     each pixel's own loss. ``GradNorm`` of pytorch-ood 0.4.0 is ``params="all", loss="kl"``; that
-    of 0.3.3, and its ``GradNormKL``, are ``params="all", loss="bce"``.
+    of 0.3.3, and its ``GradNormKL``, are ``params="all", loss="bce"``. Its ``GradUncertainty`` is
+    ``params="all", norm="l2", loss="ones"``, but where its autograd through a confident softmax
+    loses the gradient: in float32 a tenth of it is left at a gap of 30 between logits. Lee and
+    AlRegib train a classifier on such norms of each layer, with OOD rows; their sum needs none.
     A classifier of one logit has a head of two rows, :math:`\mp w/2`: that is what "head" means
     there; other values of `params` mean the network's own parameters.
 
@@ -118,6 +137,8 @@ class GradNormDetector(ClassifierDetector):
     ----------
     Huang et al., "On the Importance of Gradients for Detecting Distributional Shifts in the
     Wild", NeurIPS 2021.
+
+    Lee and AlRegib, "Gradients as a Measure of Uncertainty in Neural Networks", ICIP 2020.
 
     Examples
     --------
@@ -132,6 +153,7 @@ class GradNormDetector(ClassifierDetector):
     params: str | Sequence[str] | Callable[[str], bool] = param(
         StrOptions({"head", "all"}), list, tuple, callable, default="head"
     )
+    norm: str = param(StrOptions(set(ORDERS)), default="l1")
     loss: str = param(StrOptions(set(LOSSES)), default="kl")
     temperature: float = param(Interval(Real, 0, None, closed="neither"), default=1.0)
 
@@ -146,17 +168,22 @@ class GradNormDetector(ClassifierDetector):
         chosen = self._choose(names, next(iter(of_head), None))
         if not chosen <= set(of_head):
             norm = PerSampleGradientNorm(
-                network.require_logits().module, chosen, LOSSES[self.loss], self.temperature
+                network.require_logits().module,
+                chosen,
+                LOSSES[self.loss],
+                self.temperature,
+                ORDERS[self.norm],
             )
             return nn.Identity(), norm
         parts = {of_head[name] for name in chosen}
-        # One logit l stands for (-l/2, l/2), a head of two rows, whose gradients are twice those of
-        # the one row that the network has.
+        # One logit l stands for (-l/2, l/2), a head of two rows, each of whose gradients is as
+        # large as that of the one row that the network has.
         share = 0.5 if network.one_logit and self.params != "head" else 1.0
         scorer = GradNormHeadScorer(
             network.head,
             LOSSES[self.loss],
             self.temperature,
+            ORDERS[self.norm],
             weight=share * ("weight" in parts),
             bias=share * ("bias" in parts),
         )
