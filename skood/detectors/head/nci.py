@@ -7,7 +7,7 @@ import torch
 from skood._compat import Interval
 from skood.estimators.kinds import HeadDetector
 from skood.estimators.parameters import param
-from skood.functional import clip_to, l1_norm, radial
+from skood.functional import clip_to, power_sum, radial
 from skood.learning.centers import CentredScorer
 
 
@@ -22,7 +22,7 @@ class NCIScorer(CentredScorer):
         """Score features of shape (n_samples, D)."""
         weights = self.head.weight[self.head(features).argmax(1)]
         closeness = (weights * radial(self.centred(features), 1)).sum(1)
-        return clip_to(closeness + self.alpha * l1_norm(features), torch.float64)
+        return clip_to(closeness + self.alpha * power_sum(features), torch.float64)
 
     def leave_one_out(self, inputs, class_indices, keys):
         """Score training rows as they are: the mean without a row lies in the same direction."""
