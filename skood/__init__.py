@@ -5,6 +5,7 @@ from skood._version import __version__
 from skood._versions import show_versions
 from skood.data.lazy import provide_distributed
 from skood.detectors import (
+    AdaSCALEDetector,
     ASHDetector,
     BATSDetector,
     CFOODDetector,
@@ -58,6 +59,7 @@ provide_distributed(_load_distributed)
 
 __all__ = [
     "ASHDetector",
+    "AdaSCALEDetector",
     "BATSDetector",
     "CFOODDetector",
     "CosineDetector",
@@ -86,8 +88,8 @@ __all__ = [
     "NegLabelDetector",
     "ORADetector",
     "OpenMaxDetector",
-    "PNMLDetector",
     "OptFSDetector",
+    "PNMLDetector",
     "ReActDetector",
     "ResidualDetector",
     "SCALEDetector",

@@ -30,6 +30,7 @@ from skood.detectors.logits.max_logit import MaxLogitDetector
 from skood.detectors.logits.mc_dropout import MCDropoutDetector
 from skood.detectors.logits.msp import MSPDetector
 from skood.detectors.logits.open_max import OpenMaxDetector
+from skood.detectors.shaping.adascale import AdaSCALEDetector
 from skood.detectors.shaping.ash import ASHDetector
 from skood.detectors.shaping.bats import BATSDetector
 from skood.detectors.shaping.react import ReActDetector
@@ -38,6 +39,7 @@ from skood.detectors.shaping.vra import VRADetector
 
 __all__ = [
     "ASHDetector",
+    "AdaSCALEDetector",
     "BATSDetector",
     "CFOODDetector",
     "CosineDetector",
@@ -65,8 +67,8 @@ __all__ = [
     "NegLabelDetector",
     "ORADetector",
     "OpenMaxDetector",
-    "PNMLDetector",
     "OptFSDetector",
+    "PNMLDetector",
     "ReActDetector",
     "ResidualDetector",
     "SCALEDetector",

@@ -134,6 +134,10 @@ class InputGradient(nn.Module):
 
     def forward(self, x):
         """Return a tensor of the shape of x, which is left as it is."""
+        return self.with_inputs(x)[0]
+
+    def with_inputs(self, x):
+        """Return the gradients and the tuple of what the function took, for the rows of x."""
         if not isinstance(x, torch.Tensor) or not x.is_floating_point():
             kind = "a dict" if isinstance(x, dict) else f"of {getattr(x, 'dtype', type(x))}"
             raise ValueError(
@@ -152,7 +156,7 @@ class InputGradient(nn.Module):
                 (grad,) = torch.autograd.grad(total, rows, allow_unused=True)
         if grad is None:
             raise ValueError("The scores do not depend on X by what torch can differentiate.")
-        return grad[: len(x)]
+        return grad[: len(x)], tuple(tensor.detach()[: len(x)] for tensor in inputs)
 
 
 class Moved(nn.Module):
@@ -176,7 +180,10 @@ class Moved(nn.Module):
 
     def forward(self, x):
         """Return moved rows."""
-        gradient = self.gradient(x)
+        return self.move(x, self.gradient(x))
+
+    def move(self, x, gradient):
+        """Return rows moved by their gradients."""
         signs = gradient.sign()
         if self.n_inputs is not None:
             signs = signs * self._chosen(gradient.abs())
@@ -188,3 +195,25 @@ class Moved(nn.Module):
         n = self.n_inputs if largest else int(self.n_inputs[0] * rows.shape[1])
         order = rows.sort(dim=1, descending=largest, stable=True).indices[:, :n]
         return torch.zeros_like(rows).scatter_(1, order, 1).view_as(sizes)
+
+
+class BeforeAndAfter(nn.Module):
+    """Map X to what a body makes of it, and to what it makes of moved X.
+
+    Parameters
+    ----------
+    moved : Moved
+        Its gradient is that of a function of one tensor, such as features.
+    body : nn.Module
+        A copy of the body whose output the function takes; gives a tuple of one tensor.
+    """
+
+    def __init__(self, moved, body):
+        super().__init__()
+        self.moved, self.body = moved, body
+
+    def forward(self, x):
+        """Return a tuple of two tensors."""
+        gradient, (before,) = self.moved.gradient.with_inputs(x)
+        (after,) = self.body(self.moved.move(x, gradient))
+        return before, after

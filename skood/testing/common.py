@@ -7,6 +7,8 @@ import torch
 from sklearn.base import clone
 from sklearn.datasets import load_iris
 
+from skood.network.gradients import InputGradient
+
 # `assertRaisesRegex` and `assertWarnsRegex`, so that pytest is not needed here.
 expect = TestCase()
 
@@ -55,6 +57,11 @@ def depends_on_keys(detector):
     """
     scorer = detector.scorer_
     return getattr(scorer, "samples_by_key", False) or getattr(scorer, "folds_by_key", False)
+
+
+def moves_inputs(detector):
+    """Tell whether a fitted detector moves the inputs of its network, by steps in their units."""
+    return any(isinstance(part, InputGradient) for part in detector._body.modules())
 
 
 def snapshot(net):

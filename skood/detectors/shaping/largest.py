@@ -34,17 +34,20 @@ def largest_mask(x, percentile, zeros=True):
         ``max(1, D - round(D * percentile))`` entries a row; among equal ones, those of the lowest
         index.
     """
-    width = x.shape[1]
-    if torch.compiler.is_exporting():
+    width, exporting = x.shape[1], torch.compiler.is_exporting()
+    if exporting and not isinstance(percentile, torch.Tensor):
         k = max(1, width - round(width * percentile))
         return first_largest(x, x.topk(k, dim=1).values[:, -1:], k)
     dropped = (width * torch.as_tensor(percentile, dtype=torch.float64)).round().long()
-    dropped = dropped.clamp(max=width - 1).to(x.device).expand(len(x), 1)
-    # numpy sorts 4 to 5 times as fast as torch's kthvalue or topk finds the threshold.
-    ordered = (
-        torch.from_numpy(np.sort(x.detach().numpy(), axis=1)) if x.is_cpu else x.sort(dim=1).values
-    )
+    dropped = dropped.clamp(max=width - 1).to(x.device).expand(x.shape[0], 1)
+    if exporting or not x.is_cpu:
+        ordered = x.sort(dim=1).values
+    else:
+        # numpy sorts 4 to 5 times as fast as torch's kthvalue or topk finds the threshold.
+        ordered = torch.from_numpy(np.sort(x.detach().numpy(), axis=1))
     threshold = ordered.gather(1, dropped)
+    if exporting:
+        return first_largest(x, threshold, width - dropped)
     mask = x >= threshold
     tied = (ordered.gather(1, (dropped - 1).clamp(min=0)) == threshold) & (dropped > 0)
     if not zeros:
