@@ -8,6 +8,7 @@ from skood.detectors.features.knn import KNNDetector
 from skood.detectors.features.mahalanobis import MahalanobisDetector
 from skood.detectors.features.residual import ResidualDetector
 from skood.detectors.gradients.gradnorm import GradNormDetector
+from skood.detectors.head.cadref import CADRefDetector
 from skood.detectors.head.dice import DICEDetector
 from skood.detectors.head.fdbd import FDBDDetector
 from skood.detectors.head.mcm import MCMDetector
@@ -41,6 +42,7 @@ __all__ = [
     "ASHDetector",
     "AdaSCALEDetector",
     "BATSDetector",
+    "CADRefDetector",
     "CFOODDetector",
     "CosineDetector",
     "DICEDetector",
