@@ -222,7 +222,7 @@ def test_eight_threads_read_their_own_rows():
     moved = network.moved(energy, 0.01)
     passes = NetworkEnsemble(seeded(WithDropout), seeded(WithDropout))
     rows = [torch.from_numpy(sample_inputs(network.module, 3, s)) for s in range(8)]
-    dropout, y = network_of(passes.networks[0])[0].passes(3), torch.randn(8, 3, 8)
+    (_, dropout), y = network_of(passes.networks[0])[0].passes(3), torch.randn(8, 3, 8)
     alone = [(*body(x), *gradients(x), moved(x), dropout(v)) for x, v in zip(rows, y, strict=True)]
 
     def work(i):
@@ -468,6 +468,12 @@ def test_recurrent_layers_can_be_moved_through():
 # Repeated passes.
 
 
+def passes_of(network, n_passes, **how):
+    """Return a function that maps X to the logits of all passes."""
+    body, passes = network.passes(n_passes, **how)
+    return lambda x: passes(*tuple_of(body(x)))
+
+
 def test_passes_with_dropout_do_not_depend_on_the_batch():
     class Dropping(ResNet):
         def __init__(self):
@@ -476,16 +482,16 @@ def test_passes_with_dropout_do_not_depend_on_the_batch():
 
     net = seeded(Dropping).double()
     network, x = network_of(net, n_rows=7)
-    passes = network.passes(40, seed=3)
+    passes = passes_of(network, 40, seed=3)
     found = passes(x)
     assert found.shape == (7, 40, 5)
     torch.testing.assert_close(torch.cat([passes(part) for part in x.split(3)]), found)
-    torch.testing.assert_close(reloaded(network, net).passes(40, seed=3)(x), found)
-    assert not torch.allclose(network.passes(40, seed=4)(x), found)
+    torch.testing.assert_close(passes_of(reloaded(network, net), 40, seed=3)(x), found)
+    assert not torch.allclose(passes_of(network, 40, seed=4)(x), found)
     assert len(found[0].unique(dim=0)) == 40
     # Masked features are those of the network, doubled or 0.
     net.train()
-    assert network.passes(2)(x).shape == (7, 2, 5)
+    assert passes_of(network, 2)(x).shape == (7, 2, 5)
 
 
 def test_a_pass_is_the_network_with_its_mask():
@@ -493,7 +499,7 @@ def test_a_pass_is_the_network_with_its_mask():
     x = torch.randn(5, 8).double()
     network = Network(net.eval(), "cpu", torch.float64, sample=x[:2])
     hidden = []
-    passes = network.passes(200)
+    _, passes = network.passes(200)
     passes.network[3].register_forward_pre_hook(lambda m, args: hidden.append(args[0]))
     logits = passes(x)
     # The first two passes tell the shapes of the masks.
@@ -514,7 +520,7 @@ def test_features_are_dropped_at_a_rate(model):
     if model == "features":
         x = network.features()(x)
         network = Network(net.fc, "cpu", torch.float64, sample=x[:2])
-    passes = network.passes(400, rate=0.25)
+    passes = passes_of(network, 400, rate=0.25)
     found = passes(x)
     torch.testing.assert_close(torch.cat([passes(x[:1]), passes(x[1:])]), found)
     assert (found.mean(1) - network.logits()(x)).abs().max() < 4 * (found.std(1) / 20).max()
@@ -526,7 +532,7 @@ def test_selus_dropout_keeps_mean_and_variance():
     net = nn.Sequential(nn.AlphaDropout(0.2), nn.Linear(400, 400))
     nn.init.eye_(net[1].weight), nn.init.zeros_(net[1].bias)
     x = torch.randn(3, 400)
-    values = Network(net.eval(), "cpu", torch.float32, sample=x[:2]).passes(50)(x)
+    values = passes_of(Network(net.eval(), "cpu", torch.float32, sample=x[:2]), 50)(x)
     assert abs(float(values.mean())) < 0.1 and abs(float(values.std()) - 1) < 0.1
 
 
@@ -627,8 +633,8 @@ def test_services_give_on_a_gpu_what_they_give_on_the_cpu():
         yield network.layers([*LAYERS, None], with_logits=True)
         yield network.gradients(LAYERS, kl_to_uniform_grad, lambda z, g, **where: z * g)
         yield network.moved(energy, 0.01, n_inputs=5)
-        yield network.passes(4)
-        yield network.passes(4, rate=0.5)
+        yield passes_of(network, 4)
+        yield passes_of(network, 4, rate=0.5)
         for layer in "layer2", "layer2.0.bn1":
             body, rest = network.cut(layer)
             yield lambda x, body=body, rest=rest: rest(*tuple_of(body(x)))

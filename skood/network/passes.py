@@ -112,7 +112,7 @@ class DropoutPasses(_Hooked):
             self.network(rows)
         return shapes
 
-    def each(self, x, seed):
+    def each(self, seed, x):
         """Yield the logits of each pass."""
         if self._drawn is None:
             # What inference mode makes cannot be differentiated through.
@@ -127,7 +127,7 @@ class DropoutPasses(_Hooked):
 
     def forward(self, x):
         """Return logits."""
-        return torch.stack(list(self.each(x, self.seed)), 1)
+        return torch.stack(list(self.each(self.seed, x)), 1)
 
 
 def dropped(values, kept, part):
@@ -148,14 +148,14 @@ def dropout_layers(network):
 
 
 class HeadPasses(nn.Module):
-    """Map X to the logits of several passes with dropout of what enters the head.
+    """Map what enters the head to the logits of several passes with dropout of it.
 
     Of maps whole channels are dropped: so each pass is a head some of whose weights are 0.
 
     Parameters
     ----------
-    body, rest : nn.Module
-        What `Network.cut` gives in front of the head.
+    rest : nn.Module
+        What `Network.cut` gives behind the cut in front of the head.
     width : int
         How many features or channels enter the head.
     n_passes, seed : int
@@ -164,16 +164,14 @@ class HeadPasses(nn.Module):
         The share of the features that a pass drops.
     """
 
-    def __init__(self, body, rest, width, n_passes, seed, rate):
+    def __init__(self, rest, width, n_passes, seed, rate):
         super().__init__()
-        self.body, self.rest, self.width = body, rest, width
+        self.rest, self.width = rest, width
         self.n_passes, self.seed, self.rate = n_passes, seed, rate
         self._drawn = None
 
-    def each(self, x, seed):
+    def each(self, seed, features, *others):
         """Yield the logits of each pass."""
-        given = self.body(x)
-        features, *others = given if isinstance(given, tuple) else (given,)
         if self._drawn is None:
             with torch.inference_mode(False):
                 masks = keep_masks(self.n_passes, (self.width,), self.rate, seed)
@@ -187,6 +185,6 @@ class HeadPasses(nn.Module):
                 scale = scale.view(-1, *[1] * (features.ndim - 2))
                 yield self.rest(features * scale, *others)
 
-    def forward(self, x):
+    def forward(self, features, *others):
         """Return logits."""
-        return torch.stack(list(self.each(x, self.seed)), 1)
+        return torch.stack(list(self.each(self.seed, features, *others)), 1)

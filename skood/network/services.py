@@ -260,10 +260,10 @@ class NetworkServices:
         return Moved(self.input_gradient(function, body), step, n_inputs)
 
     def passes(self, n_passes, seed=0, rate=None):
-        """Return a module that maps X to the logits of several passes with dropout.
+        """Cut the network where passes with dropout part.
 
-        Their shape is (n_samples, n_passes, n_classes, ...). The masks are made of the seed, one a
-        pass, and shared by all rows: they depend neither on the batch nor on the device.
+        The masks are made of the seed, one a pass, and shared by all rows: they depend neither on
+        the batch nor on the device.
 
         Parameters
         ----------
@@ -274,13 +274,21 @@ class NetworkServices:
         rate : float, default=None
             Drop this share of what enters the head instead. None: by the network's own
             ``nn.Dropout`` layers, at their rates.
+
+        Returns
+        -------
+        body : nn.Module
+            Maps X to what the passes share, a tensor or a tuple: what enters the head, or X itself.
+        passes : nn.Module
+            Maps that to logits (n_samples, n_passes, n_classes, ...). ``each(seed, *shared)`` gives
+            them pass by pass.
         """
         self.require_logits(maps=True)
         if rate is not None:
             body, rest = self.cut()
             head = self.module.get_submodule(self.map_head or self.head_name)
             width = as_linear(head).in_features
-            return HeadPasses(body, rest, width, n_passes, seed, rate)
+            return body, HeadPasses(rest, width, n_passes, seed, rate)
         if self.takes_features or not dropout_layers(self.module):
             what = "A linear layer" if self.takes_features else self._owner
             raise ValueError(
@@ -288,7 +296,7 @@ class NetworkServices:
                 "dropout by a function cannot be found.\nGive `rate`, the share of what enters "
                 "the last linear layer that a pass drops."
             )
-        return DropoutPasses(private_copy(self.module), n_passes, seed)
+        return nn.Identity(), DropoutPasses(private_copy(self.module), n_passes, seed)
 
     def check_layer(self, name):
         """Raise unless the network has a layer or call of this name that gives a tensor."""

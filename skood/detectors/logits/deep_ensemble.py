@@ -11,7 +11,7 @@ from skood.network.ensemble import NetworkEnsemble
 class Members(nn.Module):
     """The logits of the networks of an ensemble, as passes."""
 
-    def each(self, members, seed):
+    def each(self, seed, members):
         """Yield them."""
         return members.unbind(1)
 

@@ -3,7 +3,6 @@
 from numbers import Integral, Real
 
 from sklearn.utils import check_random_state
-from torch import nn
 
 from skood._compat import Interval
 from skood._typing import RandomState
@@ -23,8 +22,9 @@ class MCDropoutDetector(PassesDetector):
         R. Each costs a pass of the network; with `rate` a product with the last linear layer.
     rate : float, default=None
         Drop this share, between 0 and 1, of what enters the last linear layer: needs no network,
-        but features and a head. None: the network's own ``nn.Dropout`` layers, at their rates;
-        where X holds features, which have passed these, 0.5.
+        but features and a head. It costs as little where the network's only dropout lies there.
+        None: the network's own ``nn.Dropout`` layers, at their rates; where X holds features, which
+        have passed these, 0.5.
     random_state : int, RandomState or None, default=None
         Draws what is dropped; None: the same each time. Also the k-means clusters that stand in for
         classes where ``model=None`` gets no y.
@@ -78,9 +78,9 @@ class MCDropoutDetector(PassesDetector):
 
     def _build(self, network):
         rate = 0.5 if self.rate is None and network.takes_features else self.rate
-        passes = network.passes(self.n_passes, rate=rate)
+        body, passes = network.passes(self.n_passes, rate=rate)
         # Detectors that learn from parts of the data have the same masks, so that they can merge.
         random_state = check_random_state(0 if self.random_state is None else self.random_state)
         seed = random_state.randint(2**31 - 1)
         note = network.largest_logits.note
-        return nn.Identity(), PassesScorer(passes, self.criterion, note, seed)
+        return body, PassesScorer(passes, self.criterion, note, seed)

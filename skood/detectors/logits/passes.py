@@ -83,7 +83,7 @@ class PassesScorer(LearnedModule):
     Parameters
     ----------
     passes : nn.Module
-        Its ``each(x, seed)`` maps what the scorer takes to an iterable of logits.
+        Its ``each(seed, *inputs)`` maps what the scorer takes to an iterable of logits.
     criterion : str
         See `PassesDetector`.
     note : callable
@@ -99,9 +99,9 @@ class PassesScorer(LearnedModule):
         self.passes, self.criterion, self.note = passes, criterion, note
         self.seed = torch.tensor(seed)
 
-    def forward(self, x):
+    def forward(self, *inputs):
         """Score rows."""
-        scores, log_p = score_passes(self.passes.each(x, self.seed), self.criterion)
+        scores, log_p = score_passes(self.passes.each(self.seed, *inputs), self.criterion)
         self.note(log_p)
         return scores
 
