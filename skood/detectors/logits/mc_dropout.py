@@ -83,4 +83,5 @@ class MCDropoutDetector(PassesDetector):
         random_state = check_random_state(0 if self.random_state is None else self.random_state)
         seed = random_state.randint(2**31 - 1)
         note = network.largest_logits.note
-        return body, PassesScorer(passes, self.criterion, note, seed)
+        n_logits = network.n_logits if rate and network.returns_vectors else None
+        return body, PassesScorer(passes, self.criterion, note, seed, n_logits)

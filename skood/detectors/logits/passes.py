@@ -8,9 +8,21 @@ from skood._compat import StrOptions
 from skood.estimators.kinds import ClassifierDetector
 from skood.estimators.parameters import param
 from skood.functional import entropy, log_odds, log_probabilities
-from skood.learning.learning import LearnedModule
+from skood.learning.learning import LearnedModule, score_in_blocks
 
-CRITERIA = {"msp", "entropy", "mutual_information", "variance"}
+# Scores of the mean probability, which its logarithm tells as logits do.
+OF_THE_MEAN = {"msp": log_odds, "entropy": entropy}
+CRITERIA = {*OF_THE_MEAN, "mutual_information", "variance"}
+
+
+def mean_log_probability(passes):
+    """Return the logarithm of the mean softmax of several passes, in float64."""
+    total, n_passes = None, 0
+    for logits in passes:
+        log_p = torch.log_softmax(logits.double(), 1)
+        total = log_p if total is None else torch.logaddexp(total, log_p)
+        n_passes += 1
+    return total - math.log(n_passes)
 
 
 def mean_of(log_a, log_b, n_before):
@@ -59,6 +71,9 @@ def score_passes(passes, criterion):
     log_p : Tensor of shape (n_samples, n_classes, ...), dtype float64
         The logarithm of the mean probability.
     """
+    if criterion in OF_THE_MEAN:
+        log_p = mean_log_probability(passes)
+        return OF_THE_MEAN[criterion](log_p), log_p
     mean, spread, n_passes = None, 0.0, 0
     for logits in passes:
         log_p = torch.stack(log_probabilities(logits))
@@ -66,14 +81,10 @@ def score_passes(passes, criterion):
         if n_passes and criterion == "mutual_information":
             # Of the passes before, KL to the new mean is KL to theirs and theirs to the new one.
             spread = spread + n_passes * divergence(before, mean) + divergence(log_p, mean)
-        elif n_passes and criterion == "variance":
+        elif n_passes:
             squares = difference(log_p, before).square().mean(1)
             spread = spread + squares * (n_passes / (n_passes + 1))
         n_passes += 1
-    if criterion == "msp":
-        return log_odds(mean[0]), mean[0]
-    if criterion == "entropy":
-        return entropy(mean[0]), mean[0]
     return -spread / (n_passes - (criterion == "variance")), mean[0]
 
 
@@ -90,17 +101,25 @@ class PassesScorer(LearnedModule):
         Told the logarithm of the mean probability.
     seed : int, default=0
         Of the masks: kept, as `random_state` may have gone on when a detector is loaded.
+    n_logits : int, default=None
+        Where what the scorer takes are features: their logits are computed in blocks.
     """
 
     learned = ("seed",)
 
-    def __init__(self, passes, criterion, note, seed=0):
+    def __init__(self, passes, criterion, note, seed=0, n_logits=None):
         super().__init__()
         self.passes, self.criterion, self.note = passes, criterion, note
-        self.seed = torch.tensor(seed)
+        self.seed, self.n_logits = torch.tensor(seed), n_logits
 
     def forward(self, *inputs):
         """Score rows."""
+        if self.n_logits is None or torch.compiler.is_exporting():
+            return self._score(*inputs)
+        # Of a pass there are up to ten numbers a logit.
+        return score_in_blocks(self._score, 80 * self.n_logits, *inputs)
+
+    def _score(self, *inputs):
         scores, log_p = score_passes(self.passes.each(self.seed, *inputs), self.criterion)
         self.note(log_p)
         return scores
