@@ -21,6 +21,7 @@ from skood.detectors.head.ora import ORADetector
 from skood.detectors.head.pnml import PNMLDetector
 from skood.detectors.head.vim import ViMDetector
 from skood.detectors.layers.nac import NACDetector
+from skood.detectors.layers.several import LayersDetector
 from skood.detectors.logits.deep_ensemble import DeepEnsembleDetector
 from skood.detectors.logits.energy import EnergyDetector
 from skood.detectors.logits.entropy import EntropyDetector
@@ -56,6 +57,7 @@ __all__ = [
     "GradNormDetector",
     "KLMatchingDetector",
     "KNNDetector",
+    "LayersDetector",
     "LogitGapDetector",
     "MCDropoutDetector",
     "MCMDetector",

@@ -263,6 +263,7 @@ class BaseDetector(
             self._training_scores(scorer, score, batches, network, dtype), training.n_rows
         )
         if isinstance(scorer, LearningScorer):
+            joined = scorer.calibrate(joined)
             scorer.clear_cache()
         return joined
 

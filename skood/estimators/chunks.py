@@ -244,7 +244,8 @@ class LearnsFromChunks(ChunksAttributes, NetworkEstimator):
                 scores = self._training_scores(
                     scorer, scorer.leave_one_out, batches, self._network, dtype
                 )
-                scores, rounding = join(scores, len(keys)), scorer.rounding
+                scores = scorer.calibrate(join(scores, len(keys)))
+                rounding = scorer.rounding
                 scorer.clear_cache()
             else:
                 scores, rounding = rows[0], learned.rounding

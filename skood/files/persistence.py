@@ -354,19 +354,32 @@ def _encode(what, value):
 
 
 def _as_plain(value):
-    """Return scalars of numpy and devices as JSON has them."""
+    """Return scalars of numpy, devices and detectors that are not fitted as JSON has them."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, torch.device):
         return str(value)
+    name = type(value).__name__
+    if CLASSES.get(name) is type(value):
+        params = value.get_params(deep=False)
+        return {"class": name, "params": {k: _encode(f"{k} of {name}", params[k]) for k in params}}
     raise TypeError(f"{type(value).__name__} is no such value")
 
 
 def _decoded(values):
     """Return values that were encoded one by one."""
     return {
-        key: _array(**value) if isinstance(value, dict) else value for key, value in values.items()
+        key: _detector_or_array(**value) if isinstance(value, dict) else value
+        for key, value in values.items()
     }
+
+
+def _detector_or_array(**value):
+    """Return a detector that is not fitted, or an array."""
+    if "class" in value:
+        name = value["class"]
+        return CLASSES[name](**_checked_params(name, value["params"]))
+    return _array(**value)
 
 
 def _array(dtype, values):

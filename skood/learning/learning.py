@@ -80,6 +80,13 @@ class LearningScorer(LearnedModule):
         """Score training rows, each as if it had not been learned from."""
         raise NotImplementedError
 
+    def calibrate(self, scores):
+        """Return the scores of training rows, from all that `leave_one_out` gave.
+
+        It may set buffers by them, where a score says how others lie among those of training rows.
+        """
+        return scores
+
     def clear_cache(self):
         """Drop what only `leave_one_out` needs."""
 
