@@ -4,6 +4,7 @@ from skood.detectors.features.cfood import CFOODDetector
 from skood.detectors.features.cosine import CosineDetector
 from skood.detectors.features.feature_norm import FeatureNormDetector
 from skood.detectors.features.gmm import GMMDetector
+from skood.detectors.features.igeood import IGEOODDetector
 from skood.detectors.features.knn import KNNDetector
 from skood.detectors.features.mahalanobis import MahalanobisDetector
 from skood.detectors.features.residual import ResidualDetector
@@ -55,6 +56,7 @@ __all__ = [
     "GENDetector",
     "GMMDetector",
     "GradNormDetector",
+    "IGEOODDetector",
     "KLMatchingDetector",
     "KNNDetector",
     "LayersDetector",

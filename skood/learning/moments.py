@@ -3,6 +3,7 @@
 import torch
 
 from skood.data.arrays import feature_batch_rows
+from skood.functional import all_finite
 from skood.learning.states import State
 
 # The squares of larger differences, summed over 10⁷ rows, overflow.
@@ -161,6 +162,39 @@ class FoldMoments(ClassMoments):
         elif self.shape == "diag":
             scatter += shifts.square().sum(0)
         return total, mean, scatter
+
+
+class ClassSums(State):
+    """Numbers and sums of rows by label, and by prediction: that is the class without labels.
+
+    Parameters
+    ----------
+    n_classes, n_logits, n_features : int
+        How many labels and predictions there are, and D.
+    device : torch.device
+        Where they are kept.
+    """
+
+    def __init__(self, n_classes, n_logits, n_features, device):
+        by_label, by_prediction = (
+            torch.zeros(n, n_features + 1, dtype=torch.float64, device=device)
+            for n in (n_classes, n_logits)
+        )
+        super().__init__(["by_label"], by_label=by_label, by_prediction=by_prediction)
+
+    def update(self, rows, class_indices, predicted):
+        """Add rows (n_samples, D) with their labels and predictions (n_samples,)."""
+        rows = torch.nn.functional.pad(rows.double(), (0, 1), value=1.0)
+        self.by_label.index_add_(0, class_indices, rows)
+        self.by_prediction.index_add_(0, predicted, rows)
+
+    def means(self, has_labels):
+        """Return the number of rows and the mean of each class, by label or by prediction."""
+        totals = self.by_label if has_labels else self.by_prediction
+        if not all_finite(totals):
+            raise ValueError(OVERFLOW)
+        counts = totals[:, -1]
+        return counts.clone(), totals[:, :-1] / counts.clamp(min=1)[:, None]
 
 
 def group_means(rows, groups, n_groups):

@@ -7,11 +7,10 @@ import torch
 from skood._compat import StrOptions
 from skood.estimators.kinds import HeadDetector
 from skood.estimators.parameters import param
-from skood.functional import all_finite, lengths, radial
+from skood.functional import lengths, radial
 from skood.learning.gaussians import squared_distances
 from skood.learning.learning import LearningScorer, score_in_blocks
-from skood.learning.moments import OVERFLOW, check_squares
-from skood.learning.states import State
+from skood.learning.moments import ClassSums, check_squares
 
 # Rows beyond this are shrunk: their logits might overflow, and their angles are those of infinity.
 FAR = 1e100
@@ -82,26 +81,18 @@ class ORAScorer(LearningScorer):
         check_squares(inputs[0])
 
     def init_state(self, inputs, n_classes, n_expected):
-        """Return sums of no rows, by label and by prediction: without y that is the class."""
-        features, n_logits = inputs[0].double(), self.head.out_features
-        width = features.shape[1] + 1
-        by_label, by_prediction = (features.new_zeros(n, width) for n in (n_classes, n_logits))
-        return State(["by_label"], by_label=by_label, by_prediction=by_prediction)
+        """Return the sums of no rows."""
+        features = inputs[0]
+        return ClassSums(n_classes, self.head.out_features, features.shape[1], features.device)
 
     def update(self, state, inputs, class_indices, keys):
         """Add a batch."""
-        rows = torch.nn.functional.pad(inputs[0].double(), (0, 1), value=1.0)
-        state.by_label.index_add_(0, class_indices, rows)
-        state.by_prediction.index_add_(0, self.head(inputs[0]).argmax(1), rows)
+        state.update(inputs[0], class_indices, self.head(inputs[0]).argmax(1))
 
     def finalize(self, state, classes):
         """Average the means of the classes that have rows."""
         self.has_labels = classes is not None
-        totals = state.by_label if self.has_labels else state.by_prediction
-        if not all_finite(totals):
-            raise ValueError(OVERFLOW)
-        self.counts = totals[:, -1]
-        self.means = totals[:, :-1] / self.counts.clamp(min=1)[:, None]
+        self.counts, self.means = state.means(self.has_labels)
         self.center = self.means.sum(0) / (self.counts > 0).sum()
 
     def clear_cache(self):
