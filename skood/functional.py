@@ -435,8 +435,9 @@ def radial(rows: torch.Tensor, power: float) -> torch.Tensor:
     """
     if power == 0:
         return rows
-    # Where everything is below the smallest normal number a division would give inf.
-    tiny = torch.finfo(rows.dtype).tiny
+    # Where everything is below the smallest normal number a division would give inf. In ONNX the
+    # smallest of float64 is 0.
+    tiny = torch.finfo(torch.float32 if torch.compiler.is_exporting() else rows.dtype).tiny
     if rows.device.type == "cpu" and not torch.compiler.is_exporting():
         norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
         # Squares are far from both ends: half of the time.
