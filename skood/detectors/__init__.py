@@ -12,6 +12,7 @@ from skood.detectors.gradients.gradnorm import GradNormDetector
 from skood.detectors.head.cadref import CADRefDetector
 from skood.detectors.head.dice import DICEDetector
 from skood.detectors.head.fdbd import FDBDDetector
+from skood.detectors.head.line import LINeDetector
 from skood.detectors.head.mcm import MCMDetector
 from skood.detectors.head.nci import NCIDetector
 from skood.detectors.head.neco import NECODetector
@@ -60,6 +61,7 @@ __all__ = [
     "KLMatchingDetector",
     "KNNDetector",
     "LayersDetector",
+    "LINeDetector",
     "LogitGapDetector",
     "MCDropoutDetector",
     "MCMDetector",

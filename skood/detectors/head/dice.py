@@ -121,7 +121,7 @@ class DICEDetector(ScoresLogits, HeadDetector):
 
     See Also
     --------
-    ReActDetector : Cuts off large features instead.
+    LINeDetector : Chooses weights for each class, and features too.
 
     Notes
     -----
