@@ -43,6 +43,7 @@ from skood.detectors import (
     ReActDetector,
     ResidualDetector,
     SCALEDetector,
+    StandardizedMaxLogitDetector,
     ViMDetector,
     VRADetector,
 )
@@ -101,6 +102,7 @@ __all__ = [
     "ReActDetector",
     "ResidualDetector",
     "SCALEDetector",
+    "StandardizedMaxLogitDetector",
     "VRADetector",
     "ViMDetector",
     "__version__",

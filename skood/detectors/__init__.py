@@ -34,6 +34,7 @@ from skood.detectors.logits.max_logit import MaxLogitDetector
 from skood.detectors.logits.mc_dropout import MCDropoutDetector
 from skood.detectors.logits.msp import MSPDetector
 from skood.detectors.logits.open_max import OpenMaxDetector
+from skood.detectors.logits.standardized_max_logit import StandardizedMaxLogitDetector
 from skood.detectors.shaping.adascale import AdaSCALEDetector
 from skood.detectors.shaping.ash import ASHDetector
 from skood.detectors.shaping.bats import BATSDetector
@@ -80,6 +81,7 @@ __all__ = [
     "ReActDetector",
     "ResidualDetector",
     "SCALEDetector",
+    "StandardizedMaxLogitDetector",
     "VRADetector",
     "ViMDetector",
 ]

@@ -246,6 +246,8 @@ class LearnsFromChunks(ChunksAttributes, NetworkEstimator):
                 )
                 scores = scorer.calibrate(join(scores, len(keys)))
                 rounding = scorer.rounding
+                if scorer.learns_pixels and scores.ndim > 1:
+                    scores = scores[rows[-2]]
                 scorer.clear_cache()
             else:
                 scores, rounding = rows[0], learned.rounding

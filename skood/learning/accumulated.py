@@ -94,6 +94,7 @@ class AccumulatedState:
         training.run()
         if not training.n_samples:
             return
+        training.by_pixel = scorer.learns_pixels
         training.check(scorer)
         index_of = self.admit(training.classes)
         for inputs, class_indices, keys in training.batches("learn"):

@@ -12,6 +12,7 @@ from skood.data.arrays import (
     move,
 )
 from skood.data.labelled_rows import LabelledRows
+from skood.data.labels import map_kinds
 from skood.data.store import TensorStore
 from skood.functional import all_finite
 from skood.learning.agreement import Agreement, columns_of
@@ -51,6 +52,9 @@ class LearningScorer(LearnedModule):
     # Whether `update` takes keys; whether a sample of the rows is drawn by them; whether they tell
     # the folds of rows.
     needs_row_keys = samples_by_key = folds_by_key = False
+    # Whether inputs that are maps (n_samples, H, W) come with one more, which tells the pixels that
+    # count: those whose label is neither negative nor 255.
+    learns_pixels = False
     # The buffers that `start` sets: only states of scorers that agree in them can be merged.
     settings: tuple[str, ...] = ()
 
@@ -205,6 +209,8 @@ class Training:
         self._batch_size, self._watch = batch_size, watch or (lambda name, n, batches: batches)
         self._store, self._keys, self._keys_read = None, None, []
         self._largest = None if compares else []
+        # See `LearningScorer.learns_pixels`.
+        self.by_pixel, self._maps = False, None
 
     def agreement(self, known=None):
         """Return how well labels and largest logits agree, once the rows have been read.
@@ -306,7 +312,25 @@ class Training:
             pairs = self._store.batches(size, self.device)
             pairs = self._watch(name, -(-self.n_samples // size), pairs)
         for positions, inputs in pairs:
-            yield inputs, positions
+            yield self._with_counting(inputs, positions), positions
+
+    def _with_counting(self, inputs, positions):
+        """Add to inputs that are maps which of their pixels count."""
+        if not self.by_pixel or inputs[0].ndim == 1:
+            return inputs
+        if self._source.maps is None:
+            return (*inputs, torch.ones_like(inputs[0], dtype=torch.bool))
+        if self._maps is None:
+            # A stream joins them.
+            self._maps = self._source.maps
+        counts = torch.from_numpy(map_kinds(self._maps[positions]) > 0)
+        if counts.shape != inputs[0].shape:
+            raise ValueError(
+                f"y holds labels of pixels, of shape {tuple(self._maps.shape)}, and the network "
+                f"gives logits for maps of shape {tuple(inputs[0].shape[1:])}.\nGive labels of "
+                "that size."
+            )
+        return (*inputs, counts.to(self.device))
 
     def batches(self, name, most=None):
         """Yield ``(inputs, class_indices, keys)``; keys are None where not needed.
@@ -368,6 +392,7 @@ def key_seed(scorer, random_state):
 def learn(scorer, training):
     """Let a scorer learn from all rows of a `Training`."""
     training.run()
+    training.by_pixel = scorer.learns_pixels
     scorer.start(training)
     # Where rows have many copies a sample is drawn in a second pass.
     for n_expected in (training.n_samples, 0):
