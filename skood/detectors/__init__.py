@@ -38,6 +38,7 @@ from skood.detectors.logits.standardized_max_logit import StandardizedMaxLogitDe
 from skood.detectors.shaping.adascale import AdaSCALEDetector
 from skood.detectors.shaping.ash import ASHDetector
 from skood.detectors.shaping.bats import BATSDetector
+from skood.detectors.shaping.rankfeat import RankFeatDetector
 from skood.detectors.shaping.react import ReActDetector
 from skood.detectors.shaping.scale import SCALEDetector
 from skood.detectors.shaping.vra import VRADetector
@@ -78,6 +79,7 @@ __all__ = [
     "OpenMaxDetector",
     "OptFSDetector",
     "PNMLDetector",
+    "RankFeatDetector",
     "ReActDetector",
     "ResidualDetector",
     "SCALEDetector",

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from skood import AdaSCALEDetector, SCALEDetector
+from skood import AdaSCALEDetector, EnergyDetector, SCALEDetector
+from skood.ensemble import EnsembleDetector
 from tests import references as ref
 from tests.detectors import Method
 from tests.networks import MLP, ResNet, SmallCNN, seeded
@@ -133,6 +134,15 @@ def test_features_do_not_shift(data):
     net.fc = head
     params = {"percentiles": (0.1, 0.9), "top_moved": 0.5, "step": 0.0}
     assert_parity(detector.score_samples(X_new), adascale(net, Z, X_new, **params), torch.float64)
+
+
+def test_behind_an_extractor_it_takes_the_whole_network(X):
+    net, X_train, X_new = cast(seeded(SmallCNN), X, torch.float64)
+    y = np.arange(len(X_train)) % 4
+    whole = AdaSCALEDetector(net).fit(X_train, y)
+    both = EnsembleDetector([("a", AdaSCALEDetector()), ("b", EnergyDetector())], model=net)
+    found = both.fit(X_train, y).detectors_[0].score_samples(X_new)
+    np.testing.assert_allclose(found, whole.score_samples(X_new), rtol=1e-12)
 
 
 def test_a_sample_of_the_rows(X, monkeypatch):

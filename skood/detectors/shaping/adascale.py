@@ -194,6 +194,11 @@ class AdaSCALEDetector(ScoresLogits, ClassifierDetector):
         "logit_score gives NaN.)"
     )
 
+    @property
+    def looks_inside(self) -> bool:
+        """True, as the inputs of the network are moved."""
+        return True
+
     def _build(self, network):
         head = network.head
         scorer = AdaSCALEScorer(
