@@ -21,6 +21,7 @@ from skood.detectors.head.nnguide import NNGuideDetector
 from skood.detectors.head.optfs import OptFSDetector
 from skood.detectors.head.ora import ORADetector
 from skood.detectors.head.pnml import PNMLDetector
+from skood.detectors.head.relation import RelationDetector
 from skood.detectors.head.vim import ViMDetector
 from skood.detectors.layers.nac import NACDetector
 from skood.detectors.layers.several import LayersDetector
@@ -81,6 +82,7 @@ __all__ = [
     "PNMLDetector",
     "RankFeatDetector",
     "ReActDetector",
+    "RelationDetector",
     "ResidualDetector",
     "SCALEDetector",
     "StandardizedMaxLogitDetector",
