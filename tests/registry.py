@@ -42,9 +42,15 @@ def name_of(detector):
     return NAMES.get(id(detector)) or f"{type(detector).__name__}-{detector}".replace("\n", "")
 
 
-def each(detectors):
-    """Parametrize a test by detectors."""
-    return pytest.mark.parametrize("detector", detectors, ids=name_of)
+def each(detectors, often=None):
+    """Parametrize a test by detectors; where `often` says some classes, by all others nightly."""
+    cases = [
+        detector
+        if often is None or type(detector) in often
+        else pytest.param(detector, marks=pytest.mark.nightly)
+        for detector in detectors
+    ]
+    return pytest.mark.parametrize("detector", cases, ids=name_of)
 
 
 def one_of_each_kind():

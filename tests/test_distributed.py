@@ -26,7 +26,7 @@ from sklearn.pipeline import make_pipeline
 
 from skood import ASHDetector, FeatureExtractor, GMMDetector, NACDetector, NNGuideDetector
 from tests.networks import MLP, Segmenter, SmallCNN, sample_inputs, seeded
-from tests.registry import DEFAULTS, IN_NETWORKS, each, name_of
+from tests.registry import DEFAULTS, IN_NETWORKS, each, name_of, one_of_each_kind
 
 dask = pytest.importorskip("dask")
 pytest.importorskip("dask.distributed")
@@ -39,6 +39,9 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:The features are signed", "ignore:k=", "ignore:X has feature names"
 )
 METHODS = ["score_samples", "decision_function", "predict"]
+# A cluster takes a second for each detector; the others are learned on one nightly. How states of
+# parts come together is tested of all in test_pieces.
+KINDS = {type(detector) for detector in one_of_each_kind()}
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +91,7 @@ def assert_scores_lazily(detector, X, X_dask, rtol=1e-9):
         np.testing.assert_allclose(result, expected, rtol=rtol, atol=rtol * scale)
 
 
-@each(DEFAULTS)
+@each(DEFAULTS, often=KINDS)
 def test_on_features(detector, iris, client):
     X, y = iris
     # The head of model=None is cross-fitted for the threshold where all rows are in memory only.
@@ -101,7 +104,7 @@ def test_on_features(detector, iris, client):
     assert_scores_lazily(one, X, da.from_array(X, ((60, 1, 0, 89), 4)))
 
 
-@each(IN_NETWORKS)
+@each(IN_NETWORKS, often=KINDS)
 def test_in_networks(detector, client):
     net = seeded(SmallCNN)
     X, y = sample_inputs(net, 40), np.arange(40) % 4
@@ -543,7 +546,7 @@ def test_search(client, images):
     np.testing.assert_allclose(found, expected)
 
 
-@each(IN_NETWORKS)
+@each(IN_NETWORKS, often=KINDS)
 def test_threads(detector):
     """Four threads share one detector and its network."""
     net = seeded(SmallCNN)
