@@ -16,7 +16,7 @@ from skood.learning.moments import ClassSums, check_squares
 FAR = 1e100
 
 
-def boundary_angles(features, centers, weight, bias):
+def boundary_angles(features, centers, weight, bias, squares):
     """Return angles between features and their projections on the boundaries of their class.
 
     With the difference d of two classes' weights, and that of their logits g, the projection of h
@@ -29,6 +29,8 @@ def boundary_angles(features, centers, weight, bias):
         Rows, and where their angles are taken.
     weight, bias : Tensor of shape (C, D) and (C,), dtype float64
         Of the last linear layer.
+    squares : Tensor of shape (C, C)
+        Squared distances of its rows.
 
     Returns
     -------
@@ -39,7 +41,7 @@ def boundary_angles(features, centers, weight, bias):
     """
     logits = torch.addmm(bias, features, weight.T)
     largest, own = logits.max(1, keepdim=True)
-    squares = squared_distances(weight, weight)[own[:, 0]]
+    squares = squares[own[:, 0]]
     has_boundary = squares > 0
     squares = torch.where(has_boundary, squares, 1.0)
     delta = features - centers
@@ -67,6 +69,8 @@ class ORAScorer(LearningScorer):
     def __init__(self, head, aggregate):
         super().__init__()
         self.head, self.aggregate = head, aggregate
+        weight = head.weight.detach().double()
+        self.register_buffer("squares", squared_distances(weight, weight))
         self.clear_cache()
 
     def _double(self, features):
@@ -108,7 +112,7 @@ class ORAScorer(LearningScorer):
         """Score rows of a block, each around its center."""
         weight = self.head.weight.double()
         bias = weight.new_zeros(len(weight)) if self.head.bias is None else self.head.bias.double()
-        angles, has_boundary = boundary_angles(features, centers, weight, bias)
+        angles, has_boundary = boundary_angles(features, centers, weight, bias, self.squares)
         # Where the weights of all classes are equal the score is 0.
         n_boundaries, angles = has_boundary.double().sum(1), torch.where(has_boundary, angles, 0.0)
         if self.aggregate == "mean":
