@@ -22,6 +22,7 @@ from skood.detectors.head.optfs import OptFSDetector
 from skood.detectors.head.ora import ORADetector
 from skood.detectors.head.pnml import PNMLDetector
 from skood.detectors.head.relation import RelationDetector
+from skood.detectors.head.she import SHEDetector
 from skood.detectors.head.vim import ViMDetector
 from skood.detectors.layers.nac import NACDetector
 from skood.detectors.layers.several import LayersDetector
@@ -85,6 +86,7 @@ __all__ = [
     "RelationDetector",
     "ResidualDetector",
     "SCALEDetector",
+    "SHEDetector",
     "StandardizedMaxLogitDetector",
     "VRADetector",
     "ViMDetector",

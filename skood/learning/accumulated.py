@@ -97,6 +97,7 @@ class AccumulatedState:
         training.by_pixel = scorer.learns_pixels
         training.check(scorer)
         index_of = self.admit(training.classes)
+        scorer.labels = self.classes
         for inputs, class_indices, keys in training.batches("learn"):
             class_indices = index_of.to(class_indices.device)[class_indices]
             if self.state is None:

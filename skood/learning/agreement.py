@@ -142,13 +142,48 @@ def label_columns(class_indices, classes, n_logits, known=None):
     """
     columns = torch.from_numpy(logit_columns(classes, n_logits, known))
     columns = columns.to(class_indices.device)[class_indices]
-    if not bool((columns >= 0).any()):
+    check_some_known(bool((columns >= 0).any()), classes)
+    return columns
+
+
+def check_some_known(is_known, classes):
+    """Raise unless the network knows the class of some row."""
+    if not is_known:
         raise ValueError(
             "Labels are compared with logits, and the network has a logit of none of the classes "
             f"{classes[:5].tolist()}.\nGive labels that it knows. Without a network, y needs two "
             "classes."
         )
-    return columns
+
+
+def row_columns(class_indices, labels, logits, known=None):
+    """Return the logit of each row's label; without labels, its largest logit.
+
+    Parameters
+    ----------
+    class_indices : Tensor of shape (n_samples,)
+        Indices into `labels`.
+    labels : ndarray of shape (n_classes,) or None
+        See `skood.learning.learning.LearningScorer.labels`.
+    logits : Tensor of shape (n_samples, n_logits)
+        The network's.
+    known : array-like, default=None
+        `Network.classes`; empty where the logits have no labels.
+
+    Returns
+    -------
+    columns : Tensor of shape (n_samples,)
+        -1 for rows of a class that the network does not know.
+
+    Raises
+    ------
+    ValueError
+        If labels do not tell their logits.
+    """
+    if labels is None or (known is not None and not len(known)):
+        return logits.argmax(1)
+    columns = torch.from_numpy(logit_columns(labels, logits.shape[1], known))
+    return columns.to(class_indices.device)[class_indices]
 
 
 class Agreement:

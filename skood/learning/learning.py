@@ -49,14 +49,15 @@ class LearningScorer(LearnedModule):
     # The scores of at most so many rows of ``fit`` set the threshold; None is all. For methods that
     # compare each row with all others.
     n_threshold_rows: int | None = None
-    # Whether `update` takes keys; whether a sample of the rows is drawn by them; whether they tell
-    # the folds of rows.
+    # Whether `update` takes keys; whether a sample of the rows is drawn by them; and folds.
     needs_row_keys = samples_by_key = folds_by_key = False
     # Whether inputs that are maps (n_samples, H, W) come with one more, which tells the pixels that
     # count: those whose label is neither negative nor 255.
     learns_pixels = False
     # The buffers that `start` sets: only states of scorers that agree in them can be merged.
     settings: tuple[str, ...] = ()
+    # What the class indices that `update` gets stand for: the labels by now, sorted; None without.
+    labels = None
 
     def start(self, training):
         """Set what must be known before the first row is learned from, from a `Training`."""
@@ -394,6 +395,7 @@ def learn(scorer, training):
     training.run()
     training.by_pixel = scorer.learns_pixels
     scorer.start(training)
+    scorer.labels = training.classes
     # Where rows have many copies a sample is drawn in a second pass.
     for n_expected in (training.n_samples, 0):
         state = None
