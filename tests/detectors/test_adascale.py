@@ -149,7 +149,7 @@ def test_a_sample_of_the_rows(X, monkeypatch):
     monkeypatch.setattr("skood.detectors.shaping.adascale.N_ROWS", 6)
     net, X_train, X_new = cast(seeded(SmallCNN), X, torch.float64)
     detector = AdaSCALEDetector(net).fit(X_train)
-    assert len(detector.scorer_.stabilities) == 6
+    assert len(detector.scorer_.distribution.values) == 6
     pieces = AdaSCALEDetector(net).partial_fit(X_train[9:]).partial_fit(X_train[:9])
     np.testing.assert_array_equal(pieces.score_samples(X_new), detector.score_samples(X_new))
 

@@ -7,34 +7,26 @@ import torch
 
 from skood._compat import Interval, StrOptions
 from skood._warnings import warn
-from skood.detectors.shaping.largest import ScaledHead, largest_mask
-from skood.detectors.shaping.scale import concentration, scale_logits
+from skood.detectors.shaping.largest import (
+    ScaledHead,
+    concentration,
+    largest_mask,
+    scale_logits,
+)
 from skood.estimators.kinds import ClassifierDetector, ScoresLogits, logit_scorer
 from skood.estimators.parameters import param
+from skood.learning.ecdf import EmpiricalDistribution
 from skood.learning.learning import LearningScorer
-from skood.learning.reservoir import Reservoir
 from skood.network.gradients import BeforeAndAfter
 
 # As many as the authors take.
 N_ROWS = 5000
 
 
-def stability(features, moved, top_moved, top_shift, weight):
-    """Return Q': large where the largest features are large and shift far as inputs are moved.
+def stability(features, moved=None, *, top_moved, top_shift, weight):
+    """Return Q' (n_samples,) of features (n_samples, D) before and after inputs were moved.
 
-    Parameters
-    ----------
-    features, moved : Tensor of shape (n_samples, D)
-        Of rows as they are, and with some of their inputs moved.
-    top_moved, top_shift : float
-        Over the shares of the largest features, one feature at least, the moved features above 0
-        and the shifts are summed.
-    weight : float
-        That of the shifts.
-
-    Returns
-    -------
-    Q : Tensor of shape (n_samples,), dtype float64
+    Sums are those over these shares of the largest features, over one at least.
     """
 
     def sum_of_top(values, share):
@@ -42,56 +34,38 @@ def stability(features, moved, top_moved, top_shift, weight):
         top = largest_mask(features, 1 - k / features.shape[1])
         return torch.where(top, values, 0).sum(1, dtype=torch.float64)
 
+    moved = features if moved is None else moved
     shift = (features.double() - moved.double()).abs()
     return sum_of_top(moved.relu(), top_moved) + weight * sum_of_top(shift, top_shift)
 
 
 class AdaSCALEScorer(LearningScorer):
-    """Features, perhaps with those of moved rows → scores of features or logits scaled by them.
+    """Features, perhaps with those of moved rows → scores of features or logits scaled by them."""
 
-    Without moved rows features do not shift.
-    """
-
-    learned = ("stabilities",)
     needs_row_keys = True
 
     def __init__(self, head, percentiles, scaled, logit_score, stability):
         super().__init__()
         self.head = ScaledHead(head) if scaled == "features" else head
         self.percentiles, self.scaled, self.logit_score = percentiles, scaled, logit_score
-        self.stability = stability
-        # The keys of the sampled rows, ascending.
-        self.keys = None
-
-    def _stability(self, features, moved=None):
-        return self.stability(features, features if moved is None else moved)
+        self.stability, self.distribution = stability, EmpiricalDistribution(N_ROWS)
 
     def init_state(self, inputs, n_classes, n_expected):
         """Return a sample of no rows."""
-        return Reservoir(N_ROWS, n_expected)
+        return self.distribution.init_state(n_expected)
 
     def update(self, state, inputs, class_indices, keys):
         """Add those rows that are drawn to the sample."""
-        chosen = state.choose(keys)
-        state.add([self._stability(*inputs)[chosen]], keys[chosen])
+        self.distribution.update(state, self.stability(*inputs), keys)
 
     def finalize(self, state, classes):
-        """Keep the sampled stabilities, ascending."""
-        self.keys, (stabilities,) = state.sample()
-        self.stabilities = stabilities.sort().values
+        """Keep the sampled stabilities."""
+        self.distribution.finalize(state)
 
-    def _counts(self, inputs):
-        """Return how many of the sampled stabilities are no larger than those of rows."""
-        found = self._stability(*inputs)
-        # Of equal rows in other batches they are equal up to rounding.
-        found = found * (1 + 32 * torch.finfo(inputs[0].dtype).eps)
-        if torch.compiler.is_exporting():
-            return (self.stabilities <= found[:, None]).sum(1).double()
-        return torch.searchsorted(self.stabilities, found, right=True).double()
-
-    def _score(self, inputs, share):
-        """Score rows by the share of training rows whose stabilities are no larger."""
+    def _score(self, inputs, find_share, *keys):
         features, (low, high) = inputs[0], self.percentiles
+        rounding = 32 * torch.finfo(features.dtype).eps
+        share = find_share(self.stability(*inputs), *keys, rounding)
         percentile = low + (1 - share) * (high - low)
         ratio = concentration(features.relu(), percentile[:, None])
         if self.scaled == "features":
@@ -100,18 +74,15 @@ class AdaSCALEScorer(LearningScorer):
 
     def forward(self, *inputs):
         """Score rows."""
-        return self._score(inputs, self._counts(inputs) / len(self.stabilities))
+        return self._score(inputs, self.distribution)
 
     def leave_one_out(self, inputs, class_indices, keys):
-        """Score training rows, each of the sample against the others, exactly."""
-        counts, n_rows = self._counts(inputs), len(self.keys)
-        place = torch.searchsorted(self.keys, keys).clamp(max=n_rows - 1)
-        own = (self.keys[place] == keys).double() if n_rows > 1 else torch.zeros_like(counts)
-        return self._score(inputs, (counts - own) / (n_rows - own))
+        """Score training rows by their place among the others."""
+        return self._score(inputs, self.distribution.leave_one_out, keys)
 
     def clear_cache(self):
         """Drop the keys."""
-        self.keys = None
+        self.distribution.clear_cache()
 
 
 class AdaSCALEDetector(ScoresLogits, ClassifierDetector):
@@ -148,7 +119,7 @@ class AdaSCALEDetector(ScoresLogits, ClassifierDetector):
     Attributes
     ----------
     scorer_ : nn.Module
-        Maps features, and those of moved rows, to scores; its buffer ``stabilities`` holds
+        Maps features, and those of moved rows, to scores; its buffer ``distribution.values`` holds
         :math:`Q'` of up to 5000 training rows, ascending.
 
     See Also
@@ -162,8 +133,8 @@ class AdaSCALEDetector(ScoresLogits, ClassifierDetector):
     features; there is a warning. For the threshold of ``predict`` each row is compared with the
     others, exactly.
 
-    OpenOOD computes the same, fitted to its validation rows; the authors' code swaps the two
-    shares for the training rows. Its ``adascale_l`` is ``scaled="logits"``.
+    OpenOOD computes the same, fitted to its validation rows, ``adascale_l`` being
+    ``scaled="logits"``. The authors' code exchanges the two shares for training rows.
 
     References
     ----------
@@ -200,19 +171,10 @@ class AdaSCALEDetector(ScoresLogits, ClassifierDetector):
         return True
 
     def _build(self, network):
-        head = network.head
-        scorer = AdaSCALEScorer(
-            head,
-            self._checked_percentiles(),
-            self.scaled,
-            logit_scorer(self.logit_score),
-            partial(
-                stability,
-                top_moved=self.top_moved,
-                top_shift=self.top_shift,
-                weight=self.weight,
-            ),
-        )
+        head, score = network.head, logit_scorer(self.logit_score)
+        shares = {"top_moved": self.top_moved, "top_shift": self.top_shift}
+        of_rows = partial(stability, **shares, weight=self.weight)
+        scorer = AdaSCALEScorer(head, self._checked_percentiles(), self.scaled, score, of_rows)
         if network.takes_features:
             return network.features(), scorer
         moved = network.moved(
@@ -225,15 +187,13 @@ class AdaSCALEDetector(ScoresLogits, ClassifierDetector):
 
     def _checked_percentiles(self):
         """Return the two percentiles, or raise."""
-        try:
-            low, high = map(float, self.percentiles)
-        except (TypeError, ValueError):
-            low, high = 1.0, 0.0
-        if not 0 <= low <= high < 1:
-            raise ValueError(
-                f"percentiles={self.percentiles!r} must be two numbers in [0, 1), the lower first."
-            )
-        return low, high
+        given = tuple(self.percentiles)
+        numbers = len(given) == 2 and all(isinstance(p, Real) for p in given)
+        if numbers and 0 <= given[0] <= given[1] < 1:
+            return given
+        raise ValueError(
+            f"percentiles={self.percentiles!r} must be two numbers in [0, 1), the lower first."
+        )
 
     def _inspect(self, scorer, inputs):
         if len(inputs) == 1:

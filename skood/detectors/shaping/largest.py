@@ -86,6 +86,30 @@ def sum_ratio(x, kept):
     return torch.nan_to_num(s1 / s2, nan=0.0, posinf=math.inf, neginf=-math.inf)
 
 
+def concentration(x, percentile):
+    """Return s1 / s2: the sum of each row over that of its largest entries.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n_samples, D)
+        Activations.
+    percentile : float or Tensor of shape (n_samples, 1)
+        The share that is not among the largest.
+
+    Returns
+    -------
+    ratio : Tensor of shape (n_samples, 1), dtype float64
+        See `sum_ratio`.
+    """
+    return sum_ratio(x, largest(x, percentile))
+
+
+def scale_logits(logits, ratio):
+    """Return logits (n_samples, ...) times ratio² of (n_samples, 1); as they are where it is 0."""
+    factor = torch.where(ratio == 0, 1, ratio).square()
+    return logits * factor.to(logits.dtype).view(-1, *(logits.ndim - 1) * [1])
+
+
 def bounded_exp(exponent, bound, dtype):
     """Return the exponential of a number that is clipped to `bound` in size, in a dtype."""
     return exponent.clamp(-bound, bound).exp().to(dtype)

@@ -2,7 +2,6 @@
 
 from numbers import Real
 
-import torch
 from torch import nn
 
 from skood._compat import Interval, StrOptions
@@ -11,36 +10,12 @@ from skood.detectors.shaping.largest import (
     EXPONENT_BOUNDS,
     ScaledHead,
     bounded_exp,
-    largest,
-    sum_ratio,
+    concentration,
+    scale_logits,
 )
 from skood.estimators.kinds import ShapingDetector, logit_scorer
 from skood.estimators.parameters import param
 from skood.functional import at_least_float32
-
-
-def concentration(x, percentile):
-    """Return s1 / s2: the sum of each row over that of its largest entries.
-
-    Parameters
-    ----------
-    x : Tensor of shape (n_samples, D)
-        Activations.
-    percentile : float or Tensor of shape (n_samples, 1)
-        The share that is not among the largest.
-
-    Returns
-    -------
-    ratio : Tensor of shape (n_samples, 1), dtype float64
-        See `sum_ratio`.
-    """
-    return sum_ratio(x, largest(x, percentile))
-
-
-def scale_logits(logits, ratio):
-    """Return logits (n_samples, ...) times ratio² of (n_samples, 1); as they are where it is 0."""
-    factor = torch.where(ratio == 0, 1, ratio).square()
-    return logits * factor.to(logits.dtype).view(-1, *(logits.ndim - 1) * [1])
 
 
 class Scaling(nn.Module):
