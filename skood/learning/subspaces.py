@@ -6,7 +6,7 @@ import torch
 
 from skood._warnings import warn
 from skood.functional import all_finite
-from skood.learning.learning import LearnedModule
+from skood.learning.learning import LearnedModule, score_in_folds
 from skood.learning.moments import OVERFLOW
 
 # Singular values of a head below this share of the first are rounding. A softmax ignores what all
@@ -155,12 +155,11 @@ class Subspace(LearnedModule):
 
     def leave_one_out(self, rows, keys):
         """Return the numbers of training rows, each by the subspace of the other folds."""
-        numbers = rows.new_empty(len(rows), dtype=torch.float64)
-        folds = self.folds_of(keys)
-        for fold, learned in self.without_fold.items():
-            chosen = folds == fold
-            numbers[chosen] = self.measure(rows[chosen], *learned)
-        return numbers
+        return score_in_folds(
+            lambda fold, some: self.measure(some, *self.without_fold[fold]),
+            self.folds_of(keys),
+            rows,
+        )
 
     def clear_cache(self):
         """Drop what only `leave_one_out` needs."""
