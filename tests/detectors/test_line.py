@@ -120,6 +120,18 @@ def test_the_logits_of_labels(rows):
         known.fit(X, np.array(["u", "v", "w"])[y])
 
 
+@pytest.mark.filterwarnings("ignore:The largest logit")
+def test_labels_that_come_one_by_one(rows):
+    """Their order tells the logits once all are there."""
+    head, X, y, X_new = rows
+    names = np.array(["x", "y", "z"])[y]
+    expected = LINeDetector(head).fit(X, names).score_samples(X_new)
+    pieces = LINeDetector(head)
+    for k in (2, 0, 1):
+        pieces.partial_fit(X[y == k], names[y == k])
+    np.testing.assert_allclose(pieces.score_samples(X_new), expected, rtol=1e-10)
+
+
 def test_without_labels_rows_belong_to_the_predicted_class(rows):
     head, X, _, X_new = rows
     predicted = head(torch.as_tensor(X)).argmax(1).numpy()

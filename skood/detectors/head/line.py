@@ -26,10 +26,8 @@ def weight_bounds(importance, weight, activation_percentile, weight_percentile):
 
     Parameters
     ----------
-    importance : Tensor of shape (n, D), dtype float64
-        Of the features, for some classes.
-    weight : Tensor of shape (C, D), dtype float64
-        Of the head.
+    importance, weight : Tensor of shape (n, D) and (C, D), dtype float64
+        Of the features, for some classes; and of the head.
     activation_percentile, weight_percentile : float
         See `LINeDetector`.
     """
