@@ -172,7 +172,7 @@ def test_zero_rows_and_fewer_rows_than_features(rng):
 def test_relative_needs_two_classes(data):
     Z, y, _ = data
     detector = MahalanobisDetector(relative=True)
-    with pytest.raises(ValueError, match="Got no y. Pass y with two classes"):
+    with pytest.raises(ValueError, match="pass y with two or more.*Got no y"):
         detector.fit(Z)
     with pytest.raises(ValueError, match="Got one class"):
         detector.fit(Z, np.zeros(len(Z)))

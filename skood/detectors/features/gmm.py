@@ -135,8 +135,6 @@ class GMMScorer(LearningScorer):
 
     def forward(self, features):
         """Score features of shape (n_samples, D)."""
-        if torch.compiler.is_exporting():
-            return self._combine(self._joint(features))
         return score_in_blocks(lambda x: self._combine(self._joint(x)), self._row_bytes, features)
 
     @property

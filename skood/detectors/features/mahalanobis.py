@@ -14,46 +14,15 @@ from skood.learning.gaussians import (
     nearest_squared_distance,
     nearest_to_zero,
     ridges_of,
-    room_left,
     squared_norms,
 )
 from skood.learning.learning import LearningScorer, score_in_blocks
 from skood.learning.moments import ClassMoments, check_squares
-
-
-def total_scatter(moments):
-    """Return the scatter (D, D) of all rows around their mean (D,), and this mean."""
-    weights = moments.counts / moments.counts.sum()
-    mean = weights @ moments.means
-    shifts = moments.counts.sqrt()[:, None] * (moments.means - mean)
-    return moments.scatters[0] + shifts.T @ shifts, mean
-
-
-def relative_directions(means, weights):
-    """Return the directions in which distances to class means and to the mean of all rows differ.
-
-    In coordinates that are white within the classes, around the mean of all rows, the covariance
-    of all rows is 1 + Σ w m mᵀ, with the class means m and their weights w. The difference of the
-    two squared distances is |x - m|² - xᵀ(1 + Σ w m mᵀ)⁻¹x. It cancels outside of the span of the
-    class means; along the principal axes of that, z = x @ directions, it is
-    |m|² - 2 z·m + Σ z² s²/(1 + s²), in which no large numbers are subtracted.
-
-    Parameters
-    ----------
-    means : Tensor of shape (K, D)
-        White, around the mean of all rows.
-    weights : Tensor of shape (K,)
-        The shares of the classes.
-
-    Returns
-    -------
-    directions : Tensor of shape (D, min(K, D))
-        Orthonormal.
-    shrinkage : Tensor of shape (min(K, D),)
-        s²/(1 + s²).
-    """
-    _, s, directions = torch.linalg.svd(weights.sqrt()[:, None] * means, full_matrices=False)
-    return directions.T, s.square() / (1 + s.square())
+from skood.learning.relative import (
+    relative_directions,
+    total_distances_without_own,
+    total_scatter,
+)
 
 
 class MahalanobisScorer(LearningScorer):
@@ -86,16 +55,14 @@ class MahalanobisScorer(LearningScorer):
         """Factor the covariance, with a larger ridge where it is singular."""
         if self.relative and len(state.counts) < 2:
             raise ValueError(
-                "relative=True compares classes, and all scores would be 0 without two of them.\n"
-                f"Got {'no y' if classes is None else 'one class'}. Pass y with two classes or "
-                "more, or relative=False."
+                "relative=True compares classes: pass y with two or more, or relative=False. Got "
+                f"{'no y' if classes is None else 'one class'}."
             )
         counts, n_rows, scatter = state.counts, state.counts.sum(), state.scatters[0]
         ridge, least_ridge = ridges_of(state, self.reg_covar)
         name = "all rows" if classes is None else "all classes"
         self.projection, _, ridge = factor_covariance(scatter, n_rows, ridge, least_ridge, name)
-        self.center, self.shrinkage = nearest_to_zero(state), None
-        self.moments = state
+        self.center, self.shrinkage, self.moments = nearest_to_zero(state), None, state
         # For `leave_one_out`: around which point, of rows within the classes and then of all rows.
         spreads = [(scatter, self.center)]
         if self.relative:
@@ -106,10 +73,8 @@ class MahalanobisScorer(LearningScorer):
             self.projection = self.projection @ directions
         self.means = (state.means - self.center) @ self.projection
         # The ridge stays when a row is left out.
-        self.one_less = [
-            (center, factor_covariance(scatter, (n_rows - 1).clamp(min=1), ridge, least_ridge)[0])
-            for scatter, center in spreads
-        ]
+        others, how = (n_rows - 1).clamp(min=1), (ridge, least_ridge)
+        self.one_less = [(c, factor_covariance(s, others, *how)[0]) for s, c in spreads]
 
     def clear_cache(self):
         """Drop what only learning needs."""
@@ -122,8 +87,6 @@ class MahalanobisScorer(LearningScorer):
 
     def forward(self, features):
         """Score features of shape (n_samples, D)."""
-        if torch.compiler.is_exporting():
-            return self._score(features)
         return score_in_blocks(self._score, self._row_bytes, features)
 
     def _score(self, features):
@@ -140,20 +103,13 @@ class MahalanobisScorer(LearningScorer):
     def leave_one_out(self, inputs, class_indices, keys):
         """Score each training row under Gaussians refitted without it; the ridge is kept.
 
-        Of n rows with mean μ and scatter T, x is left out. With δ = x - μ the mean becomes
-        μ - δ/(n-1) and the scatter T - n/(n-1) δδᵀ. If q is the squared distance of x to μ under
-        T/(n-1), then by Sherman and Morrison that to the new mean under the new covariance is
-        (n/(n-1))² q / (1 - n/(n-1)² q). For the classes see `distances_without_own`.
+        See `distances_without_own` and `total_distances_without_own`.
         """
         return score_in_blocks(self._leave_out, self._row_bytes, inputs[0], class_indices)
 
     def _leave_out(self, features, class_indices):
         """Score training rows of a block."""
-        rows, counts, n_rows = (
-            self._scaled(features),
-            self.moments.counts,
-            self.moments.counts.sum(),
-        )
+        rows, counts = self._scaled(features), self.moments.counts
         center, factor = self.one_less[0]
         white, means = ((x - center) @ factor for x in (rows, self.moments.means))
         distances, _ = distances_without_own(white, class_indices, means, counts)
@@ -162,11 +118,7 @@ class MahalanobisScorer(LearningScorer):
         own = own.masked_fill(counts[class_indices, None] == 1, torch.inf)
         scores = -distances.scatter(1, class_indices[:, None], own).amin(1)
         if self.relative:
-            center, factor = self.one_less[1]
-            n_rows = counts.sum()
-            grow = n_rows / (n_rows - 1)
-            total = squared_norms((rows - center) @ factor)
-            scores += grow.square() * total / room_left(1 - grow / (n_rows - 1) * total)
+            scores += total_distances_without_own(rows, *self.one_less[1], counts.sum())
         return clip_to(scores, torch.float64)
 
 
@@ -193,8 +145,7 @@ class MahalanobisDetector(FeatureDetector):
         Needs y with at least two classes.
     reg_covar : "auto" or float, default="auto"
         The ridge r. "auto" is 0.01 times the mean variance of the (scaled) features within the
-        classes: with 100 rows of the 64 features of a ResNet-20 it gave .792 against flowers and 0
-        gave .763, with 4000 rows .904 and .903. 0 is the papers'.
+        classes: of 100 rows of a ResNet-20 it gave .792 against flowers, and 0, the papers', .763.
 
     Attributes
     ----------
@@ -210,12 +161,11 @@ class MahalanobisDetector(FeatureDetector):
     Notes
     -----
     Lee et al.'s detector is ``normalize=False, reg_covar=0``; RMD is that with ``relative=True``.
-    Mahalanobis++ is ``reg_covar=0``, its relative form that with ``relative=True``. Without y one
-    Gaussian is fitted to all rows; on features of length 1 it ranks as SSD with one cluster does.
-    A covariance that is singular gets a larger ridge, with a warning. For the threshold each
-    training row is scored without itself, exactly but for the ridge of "auto", which is kept: with
-    217 rows of 64 features a threshold on plain scores called 20 % of fresh rows
-    out-of-distribution instead of 5 %.
+    Mahalanobis++ is ``reg_covar=0``. Without y one Gaussian is fitted to all rows, which on
+    features of length 1 ranks as SSD with one cluster does.
+    A covariance that is singular gets a larger ridge, with a warning. For the threshold training
+    rows are scored without themselves, exactly but for the ridge of "auto", which is kept: of 217
+    rows of 64 features plain scores made 20 % false alarms instead of 5 %.
 
     OpenOOD and the authors of Mahalanobis++ use no ridge. pytorch-ood does not divide its scatter
     by the number n of rows: with ``normalize=False, reg_covar=1e-6 / n`` the scores are -2n times

@@ -97,8 +97,6 @@ class OptFSScorer(LearningScorer):
         def score(features):
             return self._score(features, self.theta[find_bins(features.double(), self.edges)])
 
-        if torch.compiler.is_exporting():
-            return score(features)
         return score_in_blocks(score, self._row_bytes, features)
 
     def leave_one_out(self, inputs, class_indices, keys):
