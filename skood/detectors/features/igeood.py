@@ -17,10 +17,9 @@ from skood.learning.moments import ClassMoments, check_squares
 
 def gaussian_distances(rows, means, inverse_scales):
     """Return Fisher-Rao distances of Gaussians with independent features and equal deviations."""
-    x = (rows - means).abs() * (inverse_scales / math.sqrt(8))
-    # ONNX Runtime has no asinh of float64.
-    exporting = torch.compiler.is_exporting()
-    grown = (x + (x.square() + 1).sqrt()).log() if exporting else torch.asinh(x)
+    x = (rows - means).abs_().mul_(inverse_scales / math.sqrt(8))
+    # A fifth of the time of asinh, which ONNX Runtime has not in float64.
+    grown = x.square().add_(1).sqrt_().add_(x).log_()
     return math.sqrt(8) * torch.linalg.vector_norm(grown, dim=-1)
 
 
@@ -28,6 +27,8 @@ class GaussianScorer(LearningScorer):
     """Features → minus the Fisher-Rao distance to the closest class, of Gaussians."""
 
     learned = ("means", "inverse_scales")
+    # A row takes one logarithm for each class and feature.
+    n_threshold_rows = 6000
 
     def __init__(self, reg_covar):
         super().__init__()

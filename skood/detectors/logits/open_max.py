@@ -28,7 +28,7 @@ N_VALUES = 2**27
 class OpenMaxScorer(SampledScorer):
     """Logits → log-odds of the known classes against the unknown one."""
 
-    learned = ("means", "least", "shapes", "log_scales")
+    learned = ("means", "directions", "least", "shapes", "log_scales")
 
     def __init__(self, tail, alpha, euclidean, cosine, log, classes):
         super().__init__()
@@ -56,9 +56,10 @@ class OpenMaxScorer(SampledScorer):
         own = self._own(logits, class_indices)
         # The last group are the rows that no class learns from.
         self.counts, self.means = group_means(logits, own, n_logits + 1)
+        self.directions = radial(self.means, 1)
         distances = score_in_blocks(self._to_own, 64 * n_logits, logits, own)
         self.tails = largest_of_groups(distances, own, n_logits + 1, self.tail + 1)[:-1]
-        self.means = self.means[:-1].clone()
+        self.means, self.directions = self.means[:-1].clone(), self.directions[:-1].clone()
         sizes = self.euclidean * torch.linalg.vector_norm(self.means, dim=1) + self.cosine
         self.tolerances = N_ULPS * epsilon(logits.dtype) * sizes
         fitted = fit_weibull(self.tails[:, : self.tail], self.tolerances)
@@ -75,20 +76,20 @@ class OpenMaxScorer(SampledScorer):
         """Drop what only learning needs."""
         self.columns = self.counts = self.tails = self.tolerances = None
 
-    def _distances(self, logits, means):
-        """Return distances of logits to means, along the last axis."""
+    def _distances(self, logits, means, directions):
+        """Return distances of logits to means, which have these directions, along the last axis."""
         euclidean = torch.linalg.vector_norm(logits - means, dim=-1)
         # 1 - cos is half of the squared distance of directions, which does not cancel.
-        angular = squared_norms(radial(logits, 1) - radial(means, 1)) / 2
+        angular = squared_norms(radial(logits, 1) - directions) / 2
         return self.euclidean * euclidean + self.cosine * angular
 
     def _to_own(self, logits, own):
-        return self._distances(logits.double(), self.means[own])
+        return self._distances(logits.double(), self.means[own], self.directions[own])
 
     def _unknown(self, logits):
         """Return the classes of the largest logits, and the w of each."""
         top = logits.topk(min(self.alpha, logits.shape[1])).indices
-        distances = self._distances(logits[:, None], self.means[top])
+        distances = self._distances(logits[:, None], self.means[top], self.directions[top])
         return top, weibull_cdf(distances, self.least[top], self.shapes[top], self.log_scales[top])
 
     def _revised(self, logits, top, unknown):
@@ -129,7 +130,8 @@ class OpenMaxScorer(SampledScorer):
         k = own.where(own < logits.shape[1], 0)
         means, n_others = self.means[k], (self.counts[k, None] - 1).clamp(min=1)
         tails = drop_from_tails(self.tails[k], self._to_own(logits, k))
-        distances = self._distances(logits, means - (logits - means) / n_others)
+        means = means - (logits - means) / n_others
+        distances = self._distances(logits, means, radial(means, 1))
         without = weibull_cdf(distances, *fit_weibull(tails, self.tolerances[k]))
         unknown = torch.where(top == own[:, None], without[:, None], unknown)
         return self._revised(logits, top, unknown)
@@ -164,8 +166,8 @@ class OpenMaxDetector(LogitsDetector):
     Attributes
     ----------
     scorer_ : nn.Module
-        Maps logits to scores; its buffers are ``means`` (n_classes, n_classes) and, one a class,
-        ``least``, ``shapes`` and ``log_scales`` of the Weibull distributions.
+        Maps logits to scores; its buffers are ``means`` and ``directions`` (n_classes, n_classes)
+        and, one a class, ``least``, ``shapes`` and ``log_scales`` of the Weibull distributions.
 
     See Also
     --------
