@@ -18,7 +18,7 @@ from skood.learning.weibull import fit_weibull, weibull_cdf
 from tests.detectors import Method
 from tests.networks import Segmenter, seeded
 
-EUCLIDEAN = {"tail": 5, "alpha": 2, "euclidean_weight": 1, "cosine_weight": 0, "log": False}
+EUCLIDEAN = {"tail": 5, "alpha": 2, "distance": (1, 0), "log": False}
 METHOD = Method(
     settings={
         "default": OpenMaxDetector(),
@@ -33,7 +33,7 @@ def distance(row, mean, params):
     """Return the distance of a row of logits to a mean."""
     cosine = row @ mean / np.linalg.norm(row) / np.linalg.norm(mean)
     euclidean = np.linalg.norm(row - mean)
-    weights = params.get("euclidean_weight", 1 / 200), params.get("cosine_weight", 1)
+    weights = params.get("distance", (1 / 200, 1))
     return weights[0] * euclidean + weights[1] * (1 - cosine)
 
 
@@ -165,7 +165,7 @@ def test_pieces_of_more_rows_than_are_kept(monkeypatch, rng):
 def test_confident_networks_and_equal_rows():
     """Logits of 1e30 overflow nothing; a class whose rows are equal is a step."""
     X = np.array([[1000.0, 0, 0, 0]] * 5 + [[0.0, 900, 0, 0], [0, 1000, 0, 0], [0, 950, 9, 0]])
-    detector = OpenMaxDetector(identity(), euclidean_weight=1, alpha=1).fit(X)
+    detector = OpenMaxDetector(identity(), distance=(1, 1), alpha=1).fit(X)
     new = np.r_[X, [[999.0, 0, 0, 0], [0, 0, 50, 0], [1e30, 0, 0, 0], [0, -1e30, 0, 0]]]
     scores = detector.score_samples(new)
     # At the mean nothing is unknown; beside it, or in a class without rows, everything.
@@ -211,6 +211,9 @@ def test_bad_input(images, rows):
         OpenMaxDetector(seeded(Segmenter)).fit(images[0])
     with pytest.raises(ValueError, match="overflow"):
         OpenMaxDetector(identity()).partial_fit(logits * 1e200, y)
-    for name, value in (("tail", 2), ("alpha", 0), ("cosine_weight", -1.0)):
+    for name, value in (("tail", 2), ("alpha", 0), ("distance", 1.0)):
         with pytest.raises(ValueError, match=f"'{name}' parameter"):
             OpenMaxDetector(identity(), **{name: value}).fit(logits, y)
+    for value in ((1.0,), (1.0, -1.0), (0, 0), (1.0, "cosine"), (1.0, np.inf)):
+        with pytest.raises(ValueError, match="distance must be two numbers"):
+            OpenMaxDetector(identity(), distance=value).fit(logits, y)

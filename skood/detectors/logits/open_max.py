@@ -155,10 +155,9 @@ class OpenMaxDetector(LogitsDetector):
         digits.
     alpha : int, default=10
         How many of the largest logits are revised, at most all.
-    euclidean_weight : float, default=1/200
-        How much the Euclidean distance counts.
-    cosine_weight : float, default=1.0
-        How much one minus the cosine counts beside it.
+    distance : tuple of two floats, default=(1/200, 1.0)
+        How much the Euclidean distance counts, and how much one minus the cosine; neither
+        negative, and not both 0. The authors' "eucos".
     log : bool, default=True
         True: the log-odds of the known classes. False: minus the probability of the unknown, the
         paper's, which ranks alike but ties where it rounds to 0 or 1.
@@ -186,7 +185,7 @@ class OpenMaxDetector(LogitsDetector):
     distances of the other rows is left aside.
 
     The likelihood is that of libMR, whose shift by 10 000 makes the distribution a Gumbel one but
-    for 4e-4. OpenOOD is ``alpha=3, euclidean_weight=1, cosine_weight=0, log=False``; pytorch-ood
+    for 4e-4. OpenOOD is ``alpha=3, distance=(1, 0), log=False``; pytorch-ood
     has ``tail=25`` instead of the 3, and the rows that are predicted wrong too. Scores of the
     latter depend on the rows beside them: a class that none of them is predicted as is at no
     distance.
@@ -206,11 +205,15 @@ class OpenMaxDetector(LogitsDetector):
 
     tail: int = param(Interval(Integral, 3, None, closed="left"), default=10)
     alpha: int = param(Interval(Integral, 1, None, closed="left"), default=10)
-    euclidean_weight: float = param(Interval(Real, 0, None, closed="left"), default=1 / 200)
-    cosine_weight: float = param(Interval(Real, 0, None, closed="left"), default=1.0)
+    distance: tuple[float, float] = param(tuple, list, default=(1 / 200, 1.0))
     log: bool = param("boolean", default=True)
 
     def _make_scorer(self, network):
         network.require_logits()
-        weights = float(self.euclidean_weight), float(self.cosine_weight)
+        weights = [float(weight) for weight in self.distance if isinstance(weight, Real)]
+        if len(weights) != 2 or not (min(weights) >= 0 and 0 < sum(weights) < float("inf")):
+            raise ValueError(
+                "distance must be two numbers, how much the Euclidean distance and the cosine "
+                f"count, neither negative and not both 0; got {self.distance!r}."
+            )
         return OpenMaxScorer(self.tail, self.alpha, *weights, self.log, network.classes)
