@@ -9,6 +9,7 @@ from skood.detectors.features.knn import KNNDetector
 from skood.detectors.features.mahalanobis import MahalanobisDetector
 from skood.detectors.features.residual import ResidualDetector
 from skood.detectors.gradients.gradnorm import GradNormDetector
+from skood.detectors.gradients.grood import GrOODDetector
 from skood.detectors.head.cadref import CADRefDetector
 from skood.detectors.head.dice import DICEDetector
 from skood.detectors.head.fdbd import FDBDDetector
@@ -60,6 +61,7 @@ __all__ = [
     "FeatureNormDetector",
     "GENDetector",
     "GMMDetector",
+    "GrOODDetector",
     "GradNormDetector",
     "IGEOODDetector",
     "KLMatchingDetector",

@@ -21,7 +21,8 @@ from skood.data.streams import is_stream
 from skood.estimators.network_estimator import ROW_ATTRIBUTES, NetworkEstimator, computing
 from skood.learning.accumulated import AccumulatedState
 from skood.learning.keys import entry_keys
-from skood.learning.learning import LearnedModule, LearningScorer, Training, evenly, key_seed
+from skood.learning.learning import LearnedModule, LearningScorer, Training, key_seed
+from skood.learning.reservoir import evenly
 from skood.network.model import frozen_classes
 
 # May change from chunk to chunk of `partial_fit`, and differ between detectors that are merged.
@@ -163,6 +164,7 @@ class LearnsFromChunks(ChunksAttributes, NetworkEstimator):
         seed = key_seed(scorer, random_state)
         training = self._make_training(source, body, network, random_state, seed=seed)
         if learns:
+            training.note_rows = scorer.note_rows
             training.run()
             if training.n_samples:
                 scorer.start(training)

@@ -54,6 +54,8 @@ class LearningScorer(LearnedModule):
     # Whether inputs that are maps (n_samples, H, W) come with one more, which tells the pixels that
     # count: those whose label is neither negative nor 255.
     learns_pixels = False
+    # What is called with each batch of X before `start`, a method of the scorer's own.
+    note_rows = None
     # The buffers that `start` sets: only states of scorers that agree in them can be merged.
     settings: tuple[str, ...] = ()
     # What the class indices that `update` gets stand for: the labels by now, sorted; None without.
@@ -211,7 +213,7 @@ class Training:
         self._store, self._keys, self._keys_read = None, None, []
         self._largest = None if compares else []
         # See `LearningScorer.learns_pixels`.
-        self.by_pixel, self._maps = False, None
+        self.by_pixel, self._maps, self.note_rows = False, None, None
 
     def agreement(self, known=None):
         """Return how well labels and largest logits agree, once the rows have been read.
@@ -276,15 +278,15 @@ class Training:
 
     def _read(self, name):
         size = batch_rows(self._source, self._network, self._batch_size)
-        note = None
+        notes = [] if self.note_rows is None else [self.note_rows]
         if self._seed is not None and self._keys is None:
             self._keys_read = []
-            note = lambda batch: self._keys_read.append(row_keys(batch, self._seed))  # noqa: E731
-        pairs = read(self._source, self._body, self._network, size, note)
+            notes.append(lambda batch: self._keys_read.append(row_keys(batch, self._seed)))
+        pairs = read(self._source, self._body, self._network, size, notes)
         if self._largest is None:
             pairs = self._note_largest(pairs)
         yield from self._watch(name, self._source.n_batches(size), pairs)
-        if note is not None:
+        if notes:
             _ = self.keys
 
     def _note_largest(self, pairs):
@@ -368,21 +370,15 @@ class Training:
         X = self._source.take(positions)
         return as_inputs(self._body(move(X, self.device, self._network.input_dtype)))
 
+    def passed(self, X):
+        """Return what the method consumes of other rows of X."""
+        return as_inputs(self._body(X))
+
     def sample(self, n_rows):
         """Return the inputs of a random sample of rows, all of them if there are fewer."""
         if n_rows >= self.n_samples:
             return self._take(np.arange(self.n_samples))
         return self._take(np.sort(self.random_state.choice(self.n_samples, n_rows, replace=False)))
-
-
-def evenly(most, *tensors):
-    """Return at most so many entries of tensors of one length, evenly spaced; None is all."""
-    n = len(tensors[0])
-    if most is None or n <= most:
-        return tensors
-    # Of the copies of a row, which are next to each other in a sample, their share.
-    chosen = torch.arange(most, device=tensors[0].device) * n // most
-    return tuple(tensor[chosen] for tensor in tensors)
 
 
 def key_seed(scorer, random_state):
@@ -392,8 +388,8 @@ def key_seed(scorer, random_state):
 
 def learn(scorer, training):
     """Let a scorer learn from all rows of a `Training`."""
+    training.by_pixel, training.note_rows = scorer.learns_pixels, scorer.note_rows
     training.run()
-    training.by_pixel = scorer.learns_pixels
     scorer.start(training)
     scorer.labels = training.classes
     # Where rows have many copies a sample is drawn in a second pass.
@@ -423,10 +419,10 @@ def batch_rows(rows, network, batch_size):
     return feature_batch_rows(int(np.prod(rows.row_shape)) * itemsize)
 
 
-def read(rows, body, network, batch_size, note=None):
+def read(rows, body, network, batch_size, notes=()):
     """Yield ``(positions, inputs)`` for the rows of X, passed through the body.
 
-    `note` is called with each batch of X before the network, which may write to it.
+    Each of `notes` is called with each batch of X before the network, which may write to it.
     """
     # A network may write to its input; our own modules do not.
     batches = rows.batches(
@@ -436,7 +432,7 @@ def read(rows, body, network, batch_size, note=None):
         own=not network.takes_features,
     )
     for positions, batch in batches:
-        if note is not None:
+        for note in notes:
             note(batch)
         inputs = as_inputs(body(batch))
         for tensor in inputs:

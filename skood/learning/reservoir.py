@@ -15,6 +15,16 @@ SORTED_COLUMNS = 64
 LEAST_KEYS = 100
 
 
+def evenly(most, *tensors):
+    """Return at most so many entries of tensors of one length, evenly spaced; None is all."""
+    n = len(tensors[0])
+    if most is None or n <= most:
+        return tensors
+    # Of the copies of a row, which are next to each other in a sample, their share.
+    chosen = torch.arange(most, device=tensors[0].device) * n // most
+    return tuple(tensor[chosen] for tensor in tensors)
+
+
 class Reservoir(State):
     """A random sample of rows: those of the smallest keys, which `row_keys` makes of the rows.
 
