@@ -131,8 +131,71 @@ class Benchmarks(FromLines):
         return lines
 
 
+def mean(values):
+    """Return the mean, or None of nothing."""
+    values = [value for value in values if value is not None]
+    return sum(values) / len(values) if values else None
+
+
+def three_digits(value):
+    """Format a share with three digits, without the 0."""
+    return "" if value is None else f"{value:.3f}".removeprefix("0")
+
+
+class Evidence(FromLines):
+    """Tables of what ``python -m tests.evidence --json`` wrote: an overview, and one a task."""
+
+    required_arguments = 1
+
+    def lines(self):
+        """Return the tables, the best detector first."""
+        path = Path(__file__).parent / self.arguments[0]
+        self.state.document.settings.record_dependencies.add(str(path))
+        report = json.loads(path.read_text())
+        tasks = list(dict.fromkeys(task for of_one in report.values() for task in of_one))
+        means = {
+            name: {t: mean(list(of_one[t].get("auroc", {}).values())) for t in tasks}
+            for name, of_one in report.items()
+        }
+        overall = {
+            name: None if None in of_one.values() else mean(list(of_one.values()))
+            for name, of_one in means.items()
+        }
+
+        def best_first(values):
+            return sorted(values, key=lambda name: (values[name] is None, -(values[name] or 0)))
+
+        def linked(name):
+            return f":py:class:`~skood.{name}`"
+
+        rows = [
+            [linked(name), three_digits(overall[name])]
+            + [three_digits(means[name][task]) for task in tasks]
+            for name in best_first(overall)
+        ]
+        lines = table(["detector", "mean", *tasks], rows, [30, 10, *[12] * len(tasks)])
+        for task in tasks:
+            of_task = {name: of_one[task] for name, of_one in report.items()}
+            measured = {name: r for name, r in of_task.items() if "auroc" in r}
+            kinds = list(next(iter(measured.values()))["auroc"])
+            rows = []
+            for name in best_first({name: means[name][task] for name in measured}):
+                figures = measured[name]
+                cells = [
+                    f"{three_digits(figures['auroc'][kind])} / "
+                    f"{three_digits(figures['fpr95'][kind])}"
+                    for kind in kinds
+                ]
+                rows.append([linked(name), *cells, f"{figures['false_alarms']:.1%}"])
+            header = ["detector", *kinds, "false alarms"]
+            lines += [f"**{task}** (AUROC / FPR95)", ""]
+            lines += table(header, rows, [30, *[14] * len(kinds), 12])
+        return lines
+
+
 def setup(app):
     """Add the directives."""
+    app.add_directive("evidence", Evidence)
     app.add_directive("detectors", Detectors)
     app.add_directive("benchmarks", Benchmarks)
     return {"parallel_read_safe": True}

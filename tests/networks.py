@@ -87,6 +87,48 @@ class ResNet18(ResNet):
         self.relu = nn.Sequential(nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, padding=1))
 
 
+class CIFARBlock(nn.Module):
+    """Two convolutions, and a shortcut that is strided and padded with zeros where they shrink."""
+
+    def __init__(self, in_channels, channels, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.stride, self.padding = stride, (channels - in_channels) // 2
+
+    def forward(self, x):
+        """Add the shortcut."""
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        return F.relu(out + F.pad(shortcut, (0, 0, 0, 0, self.padding, self.padding)))
+
+
+class CIFARResNet20(nn.Module):
+    """The ResNet-20 of He et al. 2016, section 4.2, with shortcuts of option A."""
+
+    def __init__(self, classes=10):
+        super().__init__()
+        self.input_shape = (3, 32, 32)
+        self.head_names = ["linear"]
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = self._blocks(16, 16, 1)
+        self.layer2 = self._blocks(16, 32, 2)
+        self.layer3 = self._blocks(32, 64, 2)
+        self.linear = nn.Linear(64, classes)
+
+    def _blocks(self, in_channels, channels, stride):
+        others = [CIFARBlock(channels, channels, 1) for _ in range(2)]
+        return nn.Sequential(CIFARBlock(in_channels, channels, stride), *others)
+
+    def forward(self, x):
+        """Map (n, 3, 32, 32) to logits."""
+        maps = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
+        return self.linear(maps.mean((2, 3)))
+
+
 class EncoderLayer(nn.Module):
     """Trap: nn.MultiheadAttention, a tuple as output, weights that no simple rule fits."""
 
