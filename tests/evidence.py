@@ -142,15 +142,19 @@ def detectors():
     return found
 
 
+def made(detector, network):
+    """Return a detector of a class with its defaults, reproducible."""
+    detector = detector(network, **SETTINGS.get(detector.__name__, {}))
+    return detector.set_params(**{n: 0 for n in detector.get_params() if n == "random_state"})
+
+
 def run(detector, task):
     """Return the figures of a detector class on a task, or why there are none."""
     network, X, y, fresh, sets = task
-    made = detector(network, **SETTINGS.get(detector.__name__, {}))
-    if "random_state" in made.get_params():
-        made.set_params(random_state=0)
+    detector = made(detector, network)
     try:
-        warm_up(made, X, y)
-        result = measure(detector.__name__, made, X, y, fresh, sets)
+        warm_up(detector, X, y)
+        result = measure(type(detector).__name__, detector, X, y, fresh, sets)
     except (TypeError, ValueError) as error:
         return {"error": str(error).splitlines()[0]}
     return {

@@ -21,6 +21,7 @@ from skood.learning.learning import learn
 from skood.metrics import auroc_score, fpr_at_tpr_score
 from tests.benchmarks import yardsticks
 from tests.benchmarks.harness import Figure, Pair, peak_mib, seconds
+from tests.benchmarks.methods import imagenet, methods
 from tests.networks import ResNet18, seeded
 
 try:
@@ -357,6 +358,9 @@ def imports(setting):
 
 CASES = {
     case.__name__: case
-    for case in (heads, gradnorm, nac, gmm, nnguide, ash, growth, search, metrics, imports)
+    for case in (
+        *(heads, gradnorm, nac, gmm, nnguide, ash, growth, search, metrics, imports),
+        *(methods, imagenet),
+    )
 }
 CPU_ONLY = {"metrics", "imports"}

@@ -1,0 +1,104 @@
+"""Every detector: over the forward pass of a network, and at the size of ImageNet."""
+
+from functools import partial
+
+import numpy as np
+import torch
+from torch import nn
+
+from skood import KNNDetector, NNGuideDetector
+from skood.learning.learning import LearningScorer
+from tests.benchmarks import yardsticks
+from tests.benchmarks.harness import Figure, Pair, peak_mib, seconds
+from tests.evidence import detectors, made
+from tests.networks import ResNet18, seeded
+
+N_BANK = 10_000
+# What a pass may cost, where it is not a hundredth more.
+TARGETS = {
+    **dict.fromkeys(["MSPDetector", "MaxLogitDetector", "EnergyDetector", "EntropyDetector",
+                     "GENDetector", "LogitGapDetector", "KLMatchingDetector"], 1.01),
+    **dict.fromkeys(["KNNDetector", "NNGuideDetector", "RelationDetector", "CFOODDetector"], 1.06),
+    "RankFeatDetector": 1.3,
+    # Two passes forward and one backward, thirty of the head, ...
+    **dict.fromkeys(["AdaSCALEDetector", "MCDropoutDetector", "WeiPerDetector"]),
+}  # fmt: skip
+
+
+def random_rows(n, n_features, n_classes, seed):
+    """Draw rows like features behind a ReLU, each about the mean of its class, and labels."""
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(n_classes, n_features, generator=generator)
+    generator.manual_seed(seed)
+    y = torch.arange(n) % n_classes
+    rows = torch.randn(n, n_features, generator=generator)
+    for block, labels in zip(rows.split(1000), y.split(1000), strict=True):
+        block.add_(means[labels]).relu_()
+    return rows, y.numpy()
+
+
+def with_bank(detector, n_features):
+    """Let the scorer of a fitted detector have a bank of random rows."""
+    scorer = detector.scorer_
+    rows, _ = random_rows(N_BANK, n_features, 10, 1)
+    inputs = (rows,)
+    state = scorer.init_state(inputs, 1, 0)
+    keys = torch.rand(N_BANK, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scorer.update(state, inputs, torch.zeros(N_BANK, dtype=torch.int64), keys)
+    scorer.finalize(state, None)
+    scorer.clear_cache()
+
+
+def methods(setting):
+    """Every detector on a ResNet-18 and 128 images, over the plain forward pass."""
+    net = seeded(ResNet18, 10).to(setting.device)
+    images = partial(torch.randn, generator=torch.Generator().manual_seed(0))
+    X = images(128, 3, 64, 64).to(setting.device)
+    train, y = images(300, 3, 64, 64).to(setting.device), np.arange(300) % 10
+    forward = partial(yardsticks.forward, net, X)
+    for detector in detectors():
+        fitted = made(detector, net).fit(train, y)
+        if hasattr(fitted.scorer_, "bank"):
+            with_bank(fitted, 512)
+        target = TARGETS.get(detector.__name__, 1.02)
+        name = f"{detector.__name__} / forward"
+        yield Pair(name, partial(fitted.score_samples, X), forward, target=target)
+
+
+def imagenet(setting):
+    """Every detector at 1000 classes and 2048 features: fit, memory, a batch of 128 over the head.
+
+    The peak of fit includes what the detector keeps.
+    """
+    n, n_classes, n_features = setting.pick(50_000, 5_000), 1000, 2048
+    train, y = random_rows(n, n_features, n_classes, 1)
+    X, _ = random_rows(128, n_features, n_classes, 2)
+    train, X = train.to(setting.device), X.to(setting.device)
+    head = nn.Linear(n_features, n_classes).to(setting.device)
+    nn.init.normal_(head.weight, std=0.05)
+
+    @torch.inference_mode()
+    def product():
+        return head(X)
+
+    for detector in detectors():
+        name = detector.__name__
+        fitted = made(detector, head)
+        try:
+            fit_seconds = seconds(partial(fitted.fit, train, y), setting.device)
+        except (TypeError, ValueError) as error:
+            print(f"  {name}: {str(error).splitlines()[0]:.90}", flush=True)
+            continue
+        score = partial(fitted.score_samples, X)
+        searches = isinstance(fitted, (KNNDetector, NNGuideDetector)) or hasattr(
+            fitted.scorer_, "bank"
+        )
+        yield Figure(f"{name}: fit", lambda s=fit_seconds: s, unit="s")
+        if isinstance(fitted.scorer_, LearningScorer):
+            kept = sum(b.nbytes for b in fitted.scorer_.buffers()) / 2**20
+            yield Figure(f"{name}: kept", lambda kept=kept: kept, unit="MiB")
+        again = partial(made(detector, head).fit, train, y)
+        yield Figure(f"{name}: peak of fit", partial(peak_mib, again, setting.device), unit="MiB")
+        yield Figure(f"{name}: peak of score", partial(peak_mib, score, setting.device),
+                     target=1024, unit="MiB")  # fmt: skip
+        yield Pair(f"{name}: score / head", score, product, target=None if searches else 5)
