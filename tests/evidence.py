@@ -181,10 +181,17 @@ def main():
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK",
                         help=", ".join(TASKS))  # fmt: skip
     parser.add_argument("--detectors", nargs="+", metavar="CLASS", help="all if left out")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="where to write the figures, beside those that are there",
+    )
     options = parser.parse_args()
     chosen = [d for d in detectors() if d.__name__ in (options.detectors or [d.__name__])]
     report = {}
+    if options.json and options.json.exists():
+        report = json.loads(options.json.read_text())
     warnings.simplefilter("ignore")
     for name in options.tasks:
         task = TASKS[name](options.folder)
@@ -206,6 +213,7 @@ def main():
     for name in sorted(report, key=lambda name: -mean_auroc(report[name])):
         print(f"  {name:30} {mean_auroc(report[name]):.3f}")
     if options.json:
+        report = dict(sorted(report.items()))
         options.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
