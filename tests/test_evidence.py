@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from skood import EnergyDetector, GMMDetector, NegLabelDetector
+from skood import EnergyDetector, GMMDetector, LayersDetector
 from tests import evidence
 from tests.networks import CIFARResNet20, seeded
 
@@ -58,7 +58,7 @@ def test_every_task_is_measured(tmp_path, monkeypatch, capsys):
 
 def test_every_detector_that_can_be_made_is_measured():
     found = evidence.detectors()
-    assert {EnergyDetector, GMMDetector, NegLabelDetector} <= set(found)
+    assert {EnergyDetector, GMMDetector, LayersDetector} <= set(found)
 
 
 def test_the_network_computes_what_it_did(tmp_path):
