@@ -32,6 +32,46 @@ def head_origin(head):
     return -torch.linalg.pinv(weight, rtol=ROUNDING_OF_HEADS) @ head.bias.double()
 
 
+def head_directions(head):
+    """Return the directions that logits depend on, strongest first, in float64.
+
+    Parameters
+    ----------
+    head : nn.Linear
+        The last linear layer.
+
+    Returns
+    -------
+    directions : Tensor of shape (rank, D)
+        The right singular vectors of the weights, without those of rounding; one at least.
+    """
+    _, strengths, directions = torch.linalg.svd(head.weight.double(), full_matrices=False)
+    rank = int((strengths > ROUNDING_OF_HEADS * strengths[0]).sum())
+    return directions[: max(1, rank)]
+
+
+def part_norms(rows, directions):
+    """Return the norms of what lies in the first k directions, and outside, for each k.
+
+    Parameters
+    ----------
+    rows : Tensor of shape (n_samples, D), dtype float64
+        Features.
+    directions : Tensor of shape (n_directions, D), dtype float64
+        Orthonormal.
+
+    Returns
+    -------
+    norms : Tensor of shape (2, n_samples, n_directions)
+        Inside and outside.
+    """
+    coordinates = rows @ directions.T
+    beyond = torch.linalg.vector_norm(rows - coordinates @ directions, dim=1, keepdim=True)
+    squares = coordinates.square()
+    after = torch.cat([squares[:, 1:], beyond.square()], 1).flip(1).cumsum(1).flip(1)
+    return torch.stack([squares.cumsum(1), after]).sqrt()
+
+
 def scatter_around(center, count, mean, scatter):
     """Return the scatter of rows around a point, from that around their mean.
 

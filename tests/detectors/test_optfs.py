@@ -7,8 +7,8 @@ from scipy.special import logsumexp
 from sklearn.base import clone
 
 from skood import OptFSDetector
-from skood.detectors.head.optfs import even_edges, find_bins
 from skood.learning import quantiles
+from skood.learning.histograms import even_edges, find_bins
 from tests import references as ref
 from tests.detectors import Method
 from tests.parity import DTYPES, TOLERANCE, blobs, linear
