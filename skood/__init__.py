@@ -5,6 +5,7 @@ from skood._version import __version__
 from skood._versions import show_versions
 from skood.data.lazy import provide_distributed
 from skood.detectors import (
+    ActSubDetector,
     AdaSCALEDetector,
     ASHDetector,
     BATSDetector,
@@ -50,6 +51,7 @@ from skood.detectors import (
     StandardizedMaxLogitDetector,
     ViMDetector,
     VRADetector,
+    WeiPerDetector,
 )
 from skood.estimators.features import FeatureExtractor
 from skood.files.export import export
@@ -68,6 +70,7 @@ provide_distributed(_load_distributed)
 
 __all__ = [
     "ASHDetector",
+    "ActSubDetector",
     "AdaSCALEDetector",
     "BATSDetector",
     "CADRefDetector",
@@ -112,6 +115,7 @@ __all__ = [
     "SHEDetector",
     "StandardizedMaxLogitDetector",
     "VRADetector",
+    "WeiPerDetector",
     "ViMDetector",
     "__version__",
     "export",

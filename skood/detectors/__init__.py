@@ -10,6 +10,7 @@ from skood.detectors.features.mahalanobis import MahalanobisDetector
 from skood.detectors.features.residual import ResidualDetector
 from skood.detectors.gradients.gradnorm import GradNormDetector
 from skood.detectors.gradients.grood import GrOODDetector
+from skood.detectors.head.actsub import ActSubDetector
 from skood.detectors.head.cadref import CADRefDetector
 from skood.detectors.head.dice import DICEDetector
 from skood.detectors.head.fdbd import FDBDDetector
@@ -25,6 +26,7 @@ from skood.detectors.head.pnml import PNMLDetector
 from skood.detectors.head.relation import RelationDetector
 from skood.detectors.head.she import SHEDetector
 from skood.detectors.head.vim import ViMDetector
+from skood.detectors.head.weiper import WeiPerDetector
 from skood.detectors.layers.nac import NACDetector
 from skood.detectors.layers.several import LayersDetector
 from skood.detectors.logits.deep_ensemble import DeepEnsembleDetector
@@ -48,6 +50,7 @@ from skood.detectors.shaping.vra import VRADetector
 
 __all__ = [
     "ASHDetector",
+    "ActSubDetector",
     "AdaSCALEDetector",
     "BATSDetector",
     "CADRefDetector",
@@ -91,5 +94,6 @@ __all__ = [
     "SHEDetector",
     "StandardizedMaxLogitDetector",
     "VRADetector",
+    "WeiPerDetector",
     "ViMDetector",
 ]
