@@ -607,6 +607,24 @@ def test_a_piece_too_large_to_learn_from_is_refused(cls, n_rows):
     assert np.isfinite(found.decision_function(X)).all()
 
 
+@pytest.mark.parametrize("n_rows", [N_ROWS, 1])
+@pytest.mark.parametrize("cls", DETECTORS)
+def test_rows_too_large_to_learn_from_are_refused_by_fit_too(cls, n_rows):
+    X, y = data()
+    huge = X * 1e200
+    huge[:-n_rows] = 0
+
+    def said_by(learn):
+        try:
+            return np.isfinite(learn(huge, y).offset_)
+        except ValueError as error:
+            return str(error)
+
+    said = said_by(cls(head(), batch_size=7).fit)
+    assert said == said_by(cls(head(), batch_size=7).partial_fit)
+    assert said is np.True_ or "overflow" in said
+
+
 @pytest.mark.parametrize("cls", DETECTORS)
 def test_a_first_piece_that_is_refused(cls):
     """A detector that was fitted stays so; one that was not, too."""

@@ -398,6 +398,7 @@ def learn(scorer, training):
         for inputs, class_indices, keys in training.batches("learn"):
             if state is None:
                 state = scorer.init_state(inputs, training.n_classes, n_expected)
+            scorer.check(inputs)
             scorer.update(state, inputs, class_indices, keys)
         if state.is_complete:
             break

@@ -2,6 +2,8 @@
 
 from numbers import Integral
 
+import torch
+
 from skood._compat import Interval
 from skood.estimators.kinds import HeadDetector, SearchesBank
 from skood.estimators.network_estimator import PoolsLayer
@@ -31,6 +33,9 @@ class NNGuideScorer(BankScorer):
 
     def check(self, inputs):
         """Raise if products of energies would overflow."""
+        # Those of float32 are too small by far.
+        if torch.finfo(inputs[0].dtype).max < LARGEST_ENERGY:
+            return
         if bool((self._guide(*inputs)[1].abs() > LARGEST_ENERGY).any()):
             raise ValueError("The products of energies overflow: scale the features, to about 1.")
 
