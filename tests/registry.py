@@ -59,6 +59,16 @@ def one_of_each_kind():
     return list(kinds.values())
 
 
+# What takes a second for each instance is tested of these, and of all others nightly.
+KINDS = {type(detector) for detector in one_of_each_kind()}
+
+
+def is_tested_often(detector):
+    """Tell whether it is a default, or one of a kind in a network."""
+    in_network = any(detector is one for one in IN_NETWORKS)
+    return type(detector) in KINDS if in_network else detector in DEFAULTS
+
+
 def method_of(detector):
     """Return the method of a detector."""
     return METHODS[DETECTORS.index(type(detector))]

@@ -54,9 +54,11 @@ from tests.registry import (
     DETECTORS,
     EXTRACTORS,
     IN_NETWORKS,
+    KINDS,
     METHODS,
     OTHER_SETTINGS,
     each,
+    is_tested_often,
     layer_parameter,
     method_of,
     name_of,
@@ -470,7 +472,7 @@ def skorch_net(**kwargs):
     return NeuralNetClassifier(Classifier, train_split=None, **{**settings, **kwargs})
 
 
-@each(DEFAULTS)
+@each(DEFAULTS, often=KINDS)
 def test_an_unfitted_skorch_net_is_fitted(detector, iris):
     X, y = iris
     names = np.array(["a", "b", "c"], dtype=object)[y]
@@ -725,7 +727,10 @@ def test_gaussians_that_are_singular_are_told(iris):
 @pytest.mark.cuda
 @pytest.mark.parametrize(
     "detector",
-    DEFAULTS + IN_NETWORKS + [pytest.param(d, marks=pytest.mark.nightly) for d in OTHER_SETTINGS],
+    [
+        d if is_tested_often(d) else pytest.param(d, marks=pytest.mark.nightly)
+        for d in DEFAULTS + IN_NETWORKS + OTHER_SETTINGS
+    ],
     ids=name_of,
 )
 def test_cuda_equals_cpu(detector, iris, images):

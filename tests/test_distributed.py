@@ -26,7 +26,7 @@ from sklearn.pipeline import make_pipeline
 
 from skood import ASHDetector, FeatureExtractor, GMMDetector, NACDetector, NNGuideDetector
 from tests.networks import MLP, Segmenter, SmallCNN, sample_inputs, seeded
-from tests.registry import DEFAULTS, IN_NETWORKS, each, name_of, one_of_each_kind
+from tests.registry import DEFAULTS, IN_NETWORKS, KINDS, each, name_of
 
 dask = pytest.importorskip("dask")
 pytest.importorskip("dask.distributed")
@@ -39,9 +39,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:The features are signed", "ignore:k=", "ignore:X has feature names"
 )
 METHODS = ["score_samples", "decision_function", "predict"]
-# A cluster takes a second for each detector; the others are learned on one nightly. How states of
-# parts come together is tested of all in test_pieces.
-KINDS = {type(detector) for detector in one_of_each_kind()}
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +90,7 @@ def assert_scores_lazily(detector, X, X_dask, rtol=1e-9):
 
 @each(DEFAULTS, often=KINDS)
 def test_on_features(detector, iris, client):
+    """How states of parts come together is tested of all detectors in test_pieces."""
     X, y = iris
     # The head of model=None is cross-fitted for the threshold where all rows are in memory only.
     head = FrozenEstimator(LogisticRegression(max_iter=1000).fit(X, y))

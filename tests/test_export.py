@@ -27,9 +27,9 @@ from skood.network import NetworkEnsemble
 from tests.networks import SmallCNN, WithDropout, seeded
 from tests.registry import (
     IN_NETWORKS,
-    OTHER_SETTINGS,
     SETTINGS,
     each,
+    is_tested_often,
     name_of,
     not_exportable,
     one_of_each_kind,
@@ -70,10 +70,10 @@ def onnx_only_where_installed(format):
 def in_formats(detectors):
     """Parametrize a test by detectors and formats.
 
-    A graph takes a second and more: those of settings, and in ONNX all but one of each kind, are
-    written nightly.
+    A graph takes a second and more: those of settings, in networks all but one of each kind, and in
+    ONNX all but one of each kind, are written nightly.
     """
-    often = [(detector, "torch") for detector in detectors if detector not in OTHER_SETTINGS]
+    often = [(detector, "torch") for detector in detectors if is_tested_often(detector)]
     often += [(detector, "onnx") for detector in one_of_each_kind()]
     cases = [
         pytest.param(

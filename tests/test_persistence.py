@@ -30,7 +30,7 @@ from skood import ASHDetector, FeatureExtractor, GMMDetector, GradNormDetector, 
 from skood.calibration import ConformalDetector
 from skood.files import persistence as files
 from tests.networks import MLP, SmallCNN, seeded
-from tests.registry import DEFAULTS, EXTRACTORS, IN_NETWORKS, SETTINGS, each, name_of
+from tests.registry import DEFAULTS, EXTRACTORS, IN_NETWORKS, KINDS, SETTINGS, each, name_of
 from tests.shipping import FILES, kill_while_saving, load_damaged, load_while_saving, outputs
 
 
@@ -279,7 +279,7 @@ def test_not_fitted(path):
         skood.save(GMMDetector(), path)
 
 
-@each(DEFAULTS + EXTRACTORS)
+@each(DEFAULTS + EXTRACTORS, often=KINDS | {FeatureExtractor})
 def test_skops(detector, iris):
     skops = pytest.importorskip("skops.io")
     X, y = iris

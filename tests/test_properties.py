@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.base import clone
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 @each(DEFAULTS)
+@settings(max_examples=5)
 @given(seed=SEEDS)
 def test_rows_are_scored_each_on_its_own(detector, seed):
     check_rows_are_scored_each_on_its_own(detector, seed)
