@@ -12,8 +12,18 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from torch import nn
 
-from skood import ASHDetector, FeatureExtractor, GMMDetector, NNGuideDetector, ReActDetector
+from skood import (
+    ASHDetector,
+    BATSDetector,
+    FeatureExtractor,
+    GMMDetector,
+    NNGuideDetector,
+    RankFeatDetector,
+    ReActDetector,
+    VRADetector,
+)
 from skood.data.store import TensorStore, join
+from skood.testing.common import moves_inputs
 from tests import references as ref
 from tests.networks import SmallCNN, ViT, seeded
 from tests.registry import IN_NETWORKS, each
@@ -68,17 +78,25 @@ def test_fit_runs_the_network_once(detector, counting, images):
     if detector.get_params().get("params") == "all":
         return
     detector.fit(*images)
-    learns_inside = isinstance(detector, ReActDetector) and detector.layer is not None
+    inside = getattr(detector, "layer", None) is not None
     # Of two rows it is looked at where the logits are made, and what the parts of a network give.
+    learns_inside = inside and isinstance(detector, (BATSDetector, ReActDetector, VRADetector))
     n_looks = 3 if learns_inside else 1
     # Where the network itself scores, the first batch is scored twice for what rounding does.
-    again = 2 if isinstance(detector, ASHDetector) and detector.layer is not None else 0
-    assert read() == {
-        "rows": 24 + 2 * n_looks + 7 * again,
-        "batches": 4 + n_looks + again,
-    }
+    scores_itself = isinstance(detector, RankFeatDetector) or (
+        inside and isinstance(detector, ASHDetector)
+    )
+    again = 2 if scores_itself else 0
+    # A pass for the gradient, and one for what it moves.
+    n_passes = 2 if moves_inputs(detector) else 1
+    # Images of noise, of which the prototype is the mean.
+    n_noise = 1000 if getattr(detector, "ood", None) == "noise" else 0
+    found = read()
+    assert found["rows"] == n_passes * 24 + 2 * n_looks + 7 * again + n_noise
+    if not n_noise:
+        assert found["batches"] == n_passes * 4 + n_looks + again
     detector.score_samples(images[0])
-    assert read() == {"rows": 24, "batches": 4}
+    assert read() == {"rows": n_passes * 24, "batches": n_passes * 4}
 
 
 @each(IN_NETWORKS)

@@ -10,10 +10,12 @@ from sklearn.base import clone
 from torch import nn
 
 from skood import (
+    AdaSCALEDetector,
     ASHDetector,
     FeatureExtractor,
     GMMDetector,
     GradNormDetector,
+    MCDropoutDetector,
     NACDetector,
     NNGuideDetector,
 )
@@ -147,7 +149,13 @@ def test_bad_dicts(cls, text):
         cls(net).fit({"words": X["input_ids"]}, y)
     with pytest.raises(TypeError, match="X is a dict of arrays"):
         cls().fit(X, y)
-    fitted = cls(net).fit(X, y)
+    if cls is AdaSCALEDetector:
+        with pytest.raises(ValueError, match="takes a dict of arrays, which cannot be moved"):
+            cls(net).fit(X, y)
+        return
+    # The network has no dropout of its own.
+    params = {"rate": 0.5} if cls is MCDropoutDetector else {}
+    fitted = cls(net, **params).fit(X, y)
     turned = dict(reversed(X.items()))
     np.testing.assert_array_equal(fitted.score_samples(turned), fitted.score_samples(X))
     with pytest.raises(ValueError, match="is expecting .'input_ids', 'mask'."):

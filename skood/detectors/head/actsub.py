@@ -126,7 +126,7 @@ class ActSubDetector(SearchesBank, HeadDetector):
     n_components_ : int
         The number of decisive directions.
     scorer_ : nn.Module
-        Maps features to scores; its buffers are ``basis`` (D, n_components_), the decisive
+        Maps features to scores; its buffers are ``basis`` ``(D, n_components_)``, the decisive
         directions, and ``bank`` (n_bank, D), directions of insignificant parts, or
         ``index_bytes``, faiss's index.
 
