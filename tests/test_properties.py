@@ -56,6 +56,7 @@ def fitted_where_rows_tell_enough(detector, X, y):
     ids=name_of,
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@settings(max_examples=8)
 @given(data=st.data())
 @pytest.mark.filterwarnings("ignore")
 def test_scores_are_finite_for_any_finite_input(detector, dtype, data):
