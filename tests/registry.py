@@ -43,10 +43,13 @@ def name_of(detector):
 
 
 def each(detectors, often=None):
-    """Parametrize a test by detectors; where `often` says some classes, by all others nightly."""
+    """Parametrize a test by detectors; where `often` says some classes, by all others nightly.
+
+    Settings other than the default are then among the others.
+    """
     cases = [
         detector
-        if often is None or type(detector) in often
+        if often is None or (type(detector) in often and detector not in OTHER_SETTINGS)
         else pytest.param(detector, marks=pytest.mark.nightly)
         for detector in detectors
     ]

@@ -58,7 +58,6 @@ from tests.registry import (
     METHODS,
     OTHER_SETTINGS,
     each,
-    is_tested_often,
     layer_parameter,
     method_of,
     name_of,
@@ -497,7 +496,7 @@ def test_a_search_over_the_learning_rate_of_a_skorch_net(iris):
     assert len(set(search.cv_results_["mean_test_score"])) > 2
 
 
-@each(DEFAULTS)
+@each(DEFAULTS, often=KINDS)
 def test_frozen_models_are_used_as_they_are(detector, iris):
     X, y = iris
     net = skorch_net(module__width=16).fit(X.astype(np.float32), y)
@@ -725,14 +724,7 @@ def test_gaussians_that_are_singular_are_told(iris):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize(
-    "detector",
-    [
-        d if is_tested_often(d) else pytest.param(d, marks=pytest.mark.nightly)
-        for d in DEFAULTS + IN_NETWORKS + OTHER_SETTINGS
-    ],
-    ids=name_of,
-)
+@each(DEFAULTS + IN_NETWORKS + OTHER_SETTINGS, often=KINDS)
 def test_cuda_equals_cpu(detector, iris, images):
     X, y = iris
     net = None

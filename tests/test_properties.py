@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.base import clone
@@ -13,15 +13,14 @@ from sklearn.base import clone
 from skood.functional import all_finite
 from skood.testing.scores import check_rows_are_scored_each_on_its_own
 from tests.parity import SEEDS, blobs, linear
-from tests.registry import DEFAULTS, OTHER_SETTINGS, each, name_of, needs_logits
+from tests.registry import DEFAULTS, KINDS, SETTINGS, each, needs_logits
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The features are signed", "ignore:.*saturated", "ignore:k=.*is more than"
 )
 
 
-@each(DEFAULTS)
-@settings(max_examples=5)
+@each(DEFAULTS, often=KINDS)
 @given(seed=SEEDS)
 def test_rows_are_scored_each_on_its_own(detector, seed):
     check_rows_are_scored_each_on_its_own(detector, seed)
@@ -50,13 +49,8 @@ def fitted_where_rows_tell_enough(detector, X, y):
         assert "there is no residual" in str(error)
 
 
-@pytest.mark.parametrize(
-    "detector",
-    DEFAULTS + [pytest.param(d, marks=pytest.mark.nightly) for d in OTHER_SETTINGS],
-    ids=name_of,
-)
+@each(SETTINGS, often=KINDS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@settings(max_examples=8)
 @given(data=st.data())
 @pytest.mark.filterwarnings("ignore")
 def test_scores_are_finite_for_any_finite_input(detector, dtype, data):

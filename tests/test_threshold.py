@@ -18,7 +18,7 @@ from skood import ASHDetector, GMMDetector, NNGuideDetector
 from skood.detectors.head.nnguide import NNGuideScorer
 from skood.learning.thresholds import lower_quantile
 from tests.networks import MLP, Segmenter, SmallCNN, sample_inputs, seeded
-from tests.registry import DEFAULTS, IN_NETWORKS, each, needs_logits
+from tests.registry import DEFAULTS, IN_NETWORKS, KINDS, each, needs_logits
 
 pytestmark = pytest.mark.filterwarnings("ignore:The features are signed", "ignore:.*is singular")
 
@@ -168,7 +168,7 @@ def test_false_alarms_on_fresh_rows(detector):
 
 
 @pytest.mark.parametrize("labels", [True, False])
-@each([detector for detector in DEFAULTS if needs_logits(detector)])
+@each([detector for detector in DEFAULTS if needs_logits(detector)], often=KINDS)
 def test_the_head_has_not_seen_the_rows_of_the_threshold(detector, labels):
     """Nominal 5 %; scores under the head that `fit` made of all rows gave GradNorm 7.6 and 9.0."""
     X, y = load_digits(return_X_y=True)
