@@ -97,7 +97,7 @@ def hammer(detector, n_calls, n_threads=8, refits=True):
     work = [*learners, *[score] * (n_threads - len(learners))]
     threads = [threading.Thread(target=guarded, args=(w,)) for w in work]
     with warnings.catch_warnings():
-        # That partial_fit after fit starts anew.
+        # That partial_fit after fit starts anew, and that labels are not what the network says.
         warnings.simplefilter("ignore")
         for thread in threads:
             thread.start()
@@ -106,11 +106,11 @@ def hammer(detector, n_calls, n_threads=8, refits=True):
         stopped.set()
         for thread in threads[: len(learners)]:
             thread.join()
-    n_pieces = next(pieces)
-    states = [results(clone(detector).fit(X, y), X_new, y_new)]
-    reference = clone(detector)
-    for _ in range(n_pieces):
-        states.append(results(reference.partial_fit(*piece), X_new, y_new))
+        n_pieces = next(pieces)
+        states = [results(clone(detector).fit(X, y), X_new, y_new)]
+        reference = clone(detector)
+        for _ in range(n_pieces):
+            states.append(results(reference.partial_fit(*piece), X_new, y_new))
     wrong = sum(
         not any(np.allclose(result, state[m], rtol=1e-9, atol=0) for state in states)
         for m, result in found
