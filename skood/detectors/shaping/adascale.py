@@ -7,12 +7,7 @@ import torch
 
 from skood._compat import Interval, StrOptions
 from skood._warnings import warn
-from skood.detectors.shaping.largest import (
-    ScaledHead,
-    concentration,
-    largest_mask,
-    scale_logits,
-)
+from skood.detectors.shaping.largest import ScaledHead, concentration, largest_mask, scale_logits
 from skood.estimators.kinds import ClassifierDetector, ScoresLogits, logit_scorer
 from skood.estimators.parameters import param
 from skood.learning.ecdf import EmpiricalDistribution
