@@ -35,7 +35,7 @@ from skood import (
 )
 from skood._compat import move_estimator_to
 from skood.metrics import auroc_score
-from skood.testing.running import detector_checks
+from skood.testing.running import detector_checks, needs_gpu
 from skood.testing.running import name_of as name_of_check
 from tests.detectors.test_gradnorm import gradnorm
 from tests.networks import (
@@ -79,6 +79,12 @@ CHECKS_OF_SETTINGS = {
     *("check_parameters_default_constructible", "check_get_params_invariance"),
     *("check_set_params", "check_estimators_unfitted", "check_fit_idempotent"),
 }
+# What comes before the method: validation, dtypes, labels. As scikit-learn's checks of arrays on
+# a GPU they are run of one detector of each kind, and of the others nightly.
+CHECKS_OF_INPUT = {
+    *("check_kind_of_input", "check_dtypes", "check_memmap", "check_bad_X_and_y"),
+    *("check_bad_X_after_fit", "check_ood_rows_are_left_out_and_counted"),
+}
 CHECKS_INSIDE_OF_NETWORKS = {
     *("check_network_is_untouched", "check_network_is_untouched_when_fit_fails"),
     *("check_state_of_the_network_does_not_matter", "check_autocast_does_not_matter"),
@@ -94,7 +100,11 @@ def checks(detectors, kind, names=None):
         for _, check in detector_checks(detector, kinds=[kind], agreement=agreement):
             name = name_of_check(check)
             if names is None or name.partition("(")[0] in names:
-                cases.append(pytest.param(detector, check, id=f"{name_of(detector)}-{name}"))
+                of_input = name.partition("(")[0] in CHECKS_OF_INPUT or needs_gpu(check)
+                seldom = of_input and type(detector) not in KINDS
+                marks = pytest.mark.nightly if seldom else ()
+                case = pytest.param(detector, check, marks=marks, id=f"{name_of(detector)}-{name}")
+                cases.append(case)
     return cases
 
 
@@ -124,7 +134,7 @@ def test_in_networks(detector, check):
 def test_names_of_checks_are_known():
     checks = detector_checks(DEFAULTS[0])
     names = {name_of_check(check).partition("(")[0] for _, check in checks}
-    assert names >= CHECKS_OF_SETTINGS | CHECKS_INSIDE_OF_NETWORKS
+    assert names >= CHECKS_OF_SETTINGS | CHECKS_INSIDE_OF_NETWORKS | CHECKS_OF_INPUT
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -205,7 +205,7 @@ def test_a_device_that_is_gone(iris, path):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("detector", IN_NETWORKS, ids=name_of)
+@each(IN_NETWORKS, often=KINDS)
 def test_from_a_gpu_and_to_it(detector, images, path, tmp_path):
     X, y = images
     detector = clone(detector).set_params(model=seeded(SmallCNN).cuda()).fit(X, y)
