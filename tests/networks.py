@@ -227,6 +227,56 @@ class Segmenter(nn.Module):
         return F.interpolate(logits, scale_factor=2.0) if self.enlarged else logits
 
 
+class Sequences(nn.Module):
+    """Trap: convolutions and norms over time, (n, 3, T), and dropout of channels."""
+
+    def __init__(self, classes=4):
+        super().__init__()
+        self.input_shape = (3, 16)
+        self.head_names = ["fc"]
+        self.body = nn.Sequential(
+            nn.Conv1d(3, 6, 3, padding=1),
+            nn.BatchNorm1d(6),
+            nn.ReLU(inplace=True),
+            nn.MaxPool1d(2),
+            nn.Dropout1d(0.2),
+            nn.Conv1d(6, 8, 3, padding=1),
+            nn.ReLU(inplace=True),
+        )
+        self.fc = nn.Linear(8, classes)
+
+    def forward(self, x):
+        """Map (n, 3, T) to logits."""
+        return self.fc(self.body(x).mean(2))
+
+
+class ChannelsLast(nn.Module):
+    """Trap: maps (n, H, W, C), merged to half their size, as in a Swin transformer."""
+
+    class Merge(nn.Module):
+        """Half the size, twice the channels."""
+
+        def __init__(self, width):
+            super().__init__()
+            self.linear = nn.Linear(4 * width, 2 * width)
+
+        def forward(self, x):
+            """Map (n, H, W, C) to (n, H/2, W/2, 2C)."""
+            return self.linear(torch.cat([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)], -1))
+
+    def __init__(self):
+        super().__init__()
+        self.input_shape = (8, 8, 3)
+        self.head_names = ["fc"]
+        self.enter, self.norm = nn.Linear(3, 5), nn.LayerNorm(5)
+        self.merge, self.block = self.Merge(5), nn.Sequential(nn.LayerNorm(10), nn.Linear(10, 10))
+        self.fc = nn.Linear(10, 4)
+
+    def forward(self, x):
+        """Map (n, 8, 8, 3) to logits."""
+        return self.fc(torch.relu(self.block(self.merge(self.norm(self.enter(x))))).mean((1, 2)))
+
+
 class ConvHead(nn.Module):
     """Trap: the classifier is a 1×1 convolution, as in the networks of GradNorm's authors."""
 

@@ -29,7 +29,6 @@ from skood import (
     FeatureExtractor,
     GMMDetector,
     GradNormDetector,
-    LayersDetector,
     NACDetector,
     NNGuideDetector,
 )
@@ -37,6 +36,7 @@ from skood._compat import move_estimator_to
 from skood.metrics import auroc_score
 from skood.testing.running import detector_checks, needs_gpu
 from skood.testing.running import name_of as name_of_check
+from tests.detectors import NEEDS_VECTORS
 from tests.detectors.test_gradnorm import gradnorm
 from tests.networks import (
     MLP,
@@ -616,9 +616,8 @@ def test_networks_that_cannot_be_cut(detector, iris, images):
             continue
         with pytest.raises(error, match=message):
             put(detector, model).fit(X.astype(np.float32), y)
-    # One that reads the stages of a network by itself scores images, not pixels.
-    if not method_of(detector).gives_maps and not isinstance(detector, LayersDetector):
-        with pytest.raises(ValueError, match=r"needs .n_samples, n_classes.*layer=\.\.\."):
+    if method_of(detector).refused("segmenter") == NEEDS_VECTORS:
+        with pytest.raises(ValueError, match=r"(?s)needs .n_samples, n_classes.*layer=\.\.\."):
             put(detector, seeded(Segmenter)).fit(*images)
 
 

@@ -16,6 +16,7 @@ from tests.networks import (
     MLP,
     Block,
     Branching,
+    ChannelsLast,
     ConvHead,
     DenseNetLike,
     ResNet,
@@ -58,32 +59,6 @@ def n_calls(body, x):
         part.register_forward_pre_hook(lambda *_, name=name: called.append(name))
     body(x)
     return called
-
-
-class ChannelsLast(nn.Module):
-    """Maps (n, H, W, C), merged to half their size, as in a Swin transformer."""
-
-    class Merge(nn.Module):
-        """Half the size, twice the channels."""
-
-        def __init__(self, width):
-            super().__init__()
-            self.linear = nn.Linear(4 * width, 2 * width)
-
-        def forward(self, x):
-            """Map (n, H, W, C) to (n, H/2, W/2, 2C)."""
-            return self.linear(torch.cat([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)], -1))
-
-    def __init__(self):
-        super().__init__()
-        self.input_shape = (8, 8, 3)
-        self.enter, self.norm = nn.Linear(3, 5), nn.LayerNorm(5)
-        self.merge, self.block = self.Merge(5), nn.Sequential(nn.LayerNorm(10), nn.Linear(10, 10))
-        self.fc = nn.Linear(10, 4)
-
-    def forward(self, x):
-        """Map (n, 8, 8, 3) to logits."""
-        return self.fc(torch.relu(self.block(self.merge(self.norm(self.enter(x))))).mean((1, 2)))
 
 
 class Words(nn.Module):

@@ -1,19 +1,10 @@
 """Keys of rows: numbers in [0, 1), made of what a row holds and of a seed."""
 
-import hashlib
-
 import torch
 
 from skood.data.arrays import feature_batch_rows
+from skood.data.hashing import GOLDEN, hash_of_text, mixed, signed, uniform
 
-
-def signed(number):
-    """Return a whole number modulo 2⁶⁴ as torch has it."""
-    return (number + 2**63) % 2**64 - 2**63
-
-
-# Those of splitmix64.
-GOLDEN, MIX_1, MIX_2 = map(signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 # What is hashed at a time, so that temporaries stay in the processor's cache.
 SLICE_BYTES = 2**20
 
@@ -35,18 +26,18 @@ def row_keys(batch, seed=0):
     keys : Tensor of shape (n_samples,), dtype float64
         In [0, 1).
     """
-    return _uniform(_mixed(_hashes(batch) + signed(seed * GOLDEN)))
+    return uniform(mixed(_hashes(batch) + signed(seed * GOLDEN)))
 
 
 def entry_keys(keys, n_entries):
     """Return keys for so many entries of each row, from those of the rows."""
-    return _uniform(_mixed(keys.view(torch.int64)[:, None] + _coefficients(n_entries, keys.device)))
+    return uniform(mixed(keys.view(torch.int64)[:, None] + _coefficients(n_entries, keys.device)))
 
 
 def _hashes(batch):
     """Return a 64-bit hash of each row."""
     if isinstance(batch, dict):
-        return sum(_mixed(_hashes(part) + _hash_of_name(name)) for name, part in batch.items())
+        return sum(mixed(_hashes(part) + hash_of_text(name)) for name, part in batch.items())
     rows = batch.flatten(1) if batch.ndim > 1 else batch[:, None]
     coefficients = _coefficients(rows.shape[1], rows.device)
     sums = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
@@ -66,33 +57,10 @@ def _weighted_sums(rows, coefficients):
     sums = (single.view(torch.int32) * coefficients).sum(1)
     if rows.dtype == torch.float64:
         # What float32 does not hold; 0 where rows are float32's, which then hash alike.
-        sums += ((rows - single).view(torch.int64) * _mixed(coefficients)).sum(1)
+        sums += ((rows - single).view(torch.int64) * mixed(coefficients)).sum(1)
     return sums
 
 
 def _coefficients(n, device):
     """Return n odd numbers without a pattern."""
-    return _mixed(torch.arange(1, n + 1, device=device) * GOLDEN) | 1
-
-
-def _hash_of_name(name):
-    """Return a 64-bit word, the same in every process."""
-    digest = hashlib.blake2b(str(name).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
-
-
-def _mixed(words):
-    """Return words of which every bit depends on all bits (the end of splitmix64)."""
-    words = (words ^ _shifted(words, 30)) * MIX_1
-    words = (words ^ _shifted(words, 27)) * MIX_2
-    return words ^ _shifted(words, 31)
-
-
-def _shifted(words, n_bits):
-    """Shift to the right and fill up with zeros, where torch repeats the sign."""
-    return (words >> n_bits) & (2 ** (64 - n_bits) - 1)
-
-
-def _uniform(words):
-    """Return the first 53 bits as a number in [0, 1)."""
-    return _shifted(words, 11).double() * 2.0**-53
+    return mixed(torch.arange(1, n + 1, device=device) * GOLDEN) | 1

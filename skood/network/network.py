@@ -242,10 +242,11 @@ class Network(FindsHead, NetworkServices):
 
     def _no_vectors(self):
         return ValueError(
-            f"{self._owner} returns logits of shape {self._logits_shape} for two "
-            "rows; this method needs (n_samples, n_classes). For maps of logits there is "
-            "ASHDetector, and GradNormDetector where they come straight from a 1×1 "
-            "convolution; for one score an image, GMMDetector(net, layer=...)."
+            f"{self._owner} returns logits of shape {self._logits_shape} for two rows; this method "
+            "needs (n_samples, n_classes).\nFor one score a pixel take a method on logits, such as "
+            "EnergyDetector, or ASHDetector; GradNormDetector where a 1×1 convolution gives the "
+            "logits.\nFor one score an image take features: KNNDetector(net, layer=...), or "
+            "LayersDetector(net)."
         )
 
     def _take_named(self):

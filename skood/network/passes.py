@@ -1,14 +1,14 @@
 """Several passes of one network with dropout, whose masks do not depend on the batch."""
 
-import hashlib
 from functools import partial
 
 import torch
 from torch import nn
 from torch.nn.functional import linear
 from torch.nn.modules.dropout import _DropoutNd
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
+from skood.data.hashing import hash_of_text, uniform_at_places
 from skood.functional import at_least_float32
 from skood.network.layers import _Hooked
 from skood.network.modules import module_device
@@ -23,15 +23,13 @@ ALPHA = -1.7580993408473766
 def keep_masks(n_passes, shape, rate, seed, *place):
     """Return which entries each pass keeps, (n_passes, *shape).
 
-    Drawn on the CPU, so that they are the same on every device, by generators whose seeds are made
-    of a seed, the number of the pass and a place in the network.
+    Made of a seed, the number of the pass, a place in the network and each entry's own place: they
+    are the same on every device, and of a shorter text a part of those of a longer one.
     """
     masks = []
     for number in range(n_passes):
-        key = repr((int(seed), number, *place)).encode()
-        digest = hashlib.blake2b(key, digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
-        masks.append(torch.rand(shape, generator=generator) >= rate)
+        word = hash_of_text(repr((int(seed), number, *place)))
+        masks.append(uniform_at_places(word, shape) >= rate)
     return torch.stack(masks)
 
 
@@ -41,7 +39,7 @@ class DropoutPasses(_Hooked):
     A pass has one mask a call of a dropout layer, made of the seed, the number of the pass and the
     layer's name. All rows share it, so that a row's logits do not depend on the rows beside it:
     each pass is a fixed network, in which some units are missing. Masks are drawn with the first
-    batch, which tells their shapes, and kept.
+    batch, which tells their shapes, and kept until rows of another size come.
 
     Parameters
     ----------
@@ -56,7 +54,7 @@ class DropoutPasses(_Hooked):
     def __init__(self, network, n_passes, seed):
         super().__init__(network)
         self.n_passes, self.seed = n_passes, seed
-        # By layer and number of its call: the axis that holds the rows, and the masks.
+        # The size of a row; by layer and number of its call the axis of the rows, and masks.
         self._drawn = None
         for name, part in dropout_layers(network).items():
             part.register_forward_hook(partial(self._drop, name))
@@ -67,12 +65,12 @@ class DropoutPasses(_Hooked):
         if self._calls.number is None:
             self._calls.seen[call] = output.shape
             return output
-        if call not in self._drawn:
+        if call not in self._calls.drawn:
             raise ValueError(
                 f"The dropout layer {name!r} is called another number of times in this pass than "
                 "with the first row. Give `rate`, which drops what enters the last linear layer."
             )
-        axis, masks = self._drawn[call]
+        axis, masks = self._calls.drawn[call]
         kept = masks[self._calls.number]
         if kept.ndim == output.ndim:
             return dropped(output, kept, part)
@@ -114,13 +112,14 @@ class DropoutPasses(_Hooked):
 
     def each(self, seed, x):
         """Yield the logits of each pass."""
-        if self._drawn is None:
+        size, kept = [part.shape[1:] for part in tree_leaves(x)], self._drawn
+        if kept is None or (kept[0] != size and not torch.compiler.is_exporting()):
             # What inference mode makes cannot be differentiated through.
             with torch.inference_mode(False), torch.no_grad():
-                self._drawn = self._draw(x, seed)
+                kept = self._drawn = size, self._draw(x, seed)
         for number in range(self.n_passes):
             with self._recording(x):
-                self._calls.number = number
+                self._calls.number, self._calls.drawn = number, kept[1]
                 # A network may write to what it is given.
                 logits = at_least_float32(self.network(tree_map(torch.clone, x)))
             yield logits

@@ -240,8 +240,9 @@ class NetworkServices:
         if self.takes_named or not self.input_dtype.is_floating_point:
             what = "a dict of arrays" if self.takes_named else "whole numbers, such as tokens"
             raise ValueError(
-                f"{self._owner} takes {what}, which cannot be moved by a small step. Inputs that "
-                "are to be moved are one array of floats."
+                f"{self._owner} takes {what}, which cannot be moved by a small step.\nInputs that "
+                "are to be moved are one array of floats, such as images.\nTake a method that "
+                "moves none: EnergyDetector, KNNDetector, LayersDetector."
             )
         return InputGradient(self.logits() if body is None else body, function)
 

@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 
 from skood.base import BaseDetector
 
+# Of methods that need one row of logits an image.
+NEEDS_VECTORS = r"needs \(n_samples, n_classes\)"
+
 
 @dataclass(eq=False)
 class Method:
@@ -22,6 +25,9 @@ class Method:
         Parameters in place of those that `fit` settles by all rows and pieces by the first of them.
     gives_maps : bool
         Whether maps of logits give maps of scores.
+    refuses : dict
+        What the error says on kinds of network, those of `tests.test_kinds_of_network`, on which
+        the method with its defaults does not work; None where it does.
     """
 
     settings: dict[str, BaseDetector]
@@ -29,6 +35,12 @@ class Method:
     agreement: float = 1.0
     fixed: dict = field(default_factory=dict)
     gives_maps: bool = False
+    refuses: dict = field(default_factory=dict)
+
+    def refused(self, kind):
+        """Return what the error says on a kind of network; None where the method works."""
+        needs_vectors = kind == "segmenter" and not self.gives_maps
+        return self.refuses.get(kind, NEEDS_VECTORS if needs_vectors else None)
 
     @property
     def default(self):

@@ -21,6 +21,7 @@ METHOD = Method(
         ),
     },
     in_networks={"default": AdaSCALEDetector(percentiles=(0.75, 0.85), share=0.2)},
+    refuses={"BERT": "cannot be moved by a small step"},
 )
 SETTINGS = {
     "paper": {"percentiles": (0.75, 0.85)},

@@ -26,6 +26,8 @@ METHOD = Method(
         "variance": MCDropoutDetector(n_passes=4, rate=0.2, criterion="variance"),
     },
     gives_maps=True,
+    # Of the others some layers are dropout.
+    refuses=dict.fromkeys(("ResNet", "ViT", "channels last", "segmenter"), "has no dropout layer"),
 )
 
 DTYPES = pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-8), ("float32", 1e-4)])
@@ -159,6 +161,40 @@ def test_frames_of_a_row_have_masks_of_their_own(rng):
     masks = keep_masks(3, [1, 2, 4], 0.5, seed, "drop", 0)
     passes = [net.fc((2 * mask * torch.from_numpy(X)).mean(1)).detach() for mask in masks]
     np.testing.assert_allclose(detector.score_samples(X), reference(passes, "entropy"))
+
+
+class Text(nn.Module):
+    """Dropout of tokens, and of how much they heed each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.drop, self.heed = nn.Embedding(9, 6), nn.Dropout(0.3), nn.Dropout(0.2)
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, input_ids, attention_mask):
+        """Map texts to logits."""
+        x = self.drop(self.embed(input_ids))
+        weights = (x @ x.mT).masked_fill(attention_mask[:, None] == 0, -torch.inf).softmax(2)
+        x = self.heed(weights) @ x * attention_mask[..., None]
+        return self.fc(x.sum(1) / attention_mask.sum(1, keepdim=True))
+
+
+def test_texts_of_any_width(rng):
+    """Padding does not count, nor which width came first."""
+    net, lengths = Text().double(), rng.integers(2, 6, size=20)
+
+    def padded(width):
+        mask = np.arange(width) < lengths[:, None]
+        ids = np.random.default_rng(0).integers(0, 9, size=(20, 9))[:, :width]
+        return {"input_ids": ids, "attention_mask": mask.astype(int)}
+
+    detector = MCDropoutDetector(net, n_passes=4).fit(padded(7))
+    scores = detector.score_samples(padded(7))
+    assert len(np.unique(scores)) == 20
+    for width in (9, 5, 7):
+        np.testing.assert_allclose(detector.score_samples(padded(width)), scores, rtol=1e-9)
+    again = MCDropoutDetector(net, n_passes=4).fit(padded(5))
+    np.testing.assert_allclose(again.score_samples(padded(9)), scores, rtol=1e-9)
 
 
 def test_a_layer_called_by_what_rows_hold(rng):

@@ -31,6 +31,8 @@ METHOD = Method(
         "named": LayersDetector(layers=["conv1", "conv2"], detector=KNNDetector(k=3)),
         "layers": LayersDetector(layers=["conv1", None], detector=TIED, combine="fisher"),
     },
+    # It reads the stages, and scores images, not pixels.
+    refuses={"segmenter": None},
 )
 LAYERS = ["conv1", "conv2", None]
 # Each closed form is exact with a number for the ridge.
