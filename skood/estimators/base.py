@@ -22,6 +22,7 @@ from skood.estimators.chunks import LearnsFromChunks, unlearned
 from skood.estimators.network_estimator import NetworkEstimator, computing
 from skood.estimators.parameters import param
 from skood.estimators.scoring import ScoresRows, apply
+from skood.estimators.threshold import MovesThreshold
 from skood.functional import all_finite, clip_to
 from skood.learning.learning import (
     LearningScorer,
@@ -31,7 +32,7 @@ from skood.learning.learning import (
     learned_parts,
     threshold_rows,
 )
-from skood.learning.thresholds import N_ULPS, epsilon, interpolate, lower_quantile, rounding_of
+from skood.learning.thresholds import interpolate, rounding_of
 from skood.network.model import cross_fitted_heads, frozen_classes
 from skood.network.network import Network
 
@@ -55,6 +56,7 @@ class FittedAttributes:
 class BaseDetector(
     FittedAttributes,
     ScoresRows,
+    MovesThreshold,
     LearnsFromChunks,
     CallbackSupportMixin,
     OutlierMixin,
@@ -222,7 +224,7 @@ class BaseDetector(
             **self._fitted_attributes(scorer),
             **agreement.attributes(),
             "scorer_": scorer,
-            "offset_": self._threshold(scores, network.dtype) - scorer.rounding,
+            **self._cut(scores, network.dtype, scorer.rounding),
         }
         if classes is not None:
             fitted["known_classes_"] = (
@@ -309,15 +311,6 @@ class BaseDetector(
                 f"{type(self).__name__} gives a score that is not finite. {self._non_finite_hint}"
             )
         return clip_to(scores, dtype)
-
-    def _threshold(self, scores, dtype):
-        """Return the quantile of the scores, a little lower so that equal rows fall together."""
-        scores = scores.double().cpu().numpy().ravel()
-        quantile = lower_quantile(scores, self.false_alarm_rate)
-        # A row on the quantile would flip between batch sizes. The scale is that of the scores,
-        # not 1: gradient norms of features of size 1e-6 are as small.
-        scale = max(abs(quantile), np.median(np.abs(scores)))
-        return float(quantile - N_ULPS * epsilon(dtype) * scale)
 
     def __sklearn_is_fitted__(self):
         # Not hasattr, which would compute the threshold.

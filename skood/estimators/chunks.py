@@ -259,7 +259,7 @@ class LearnsFromChunks(ChunksAttributes, NetworkEstimator):
                 **fitted._fitted_attributes(scorer),
                 **learned.agreement.attributes(),
                 "scorer_": scorer,
-                "offset_": fitted._threshold(scores, self._network.dtype) - rounding,
+                **fitted._cut(scores, self._network.dtype, rounding),
             }
             if learned.classes is not None:
                 attributes["known_classes_"] = learned.classes
@@ -287,12 +287,17 @@ class LearnsFromChunks(ChunksAttributes, NetworkEstimator):
 
     def _invalidate(self):
         """Drop what follows from what was learned."""
+        if vars(self).get("_kept_scores", {}).get("set_aside"):
+            warn(
+                "The threshold was that of rows set aside, under what was learned before. Now it "
+                "is that of the training rows again: call set_threshold once all is learned."
+            )
         for name in vars(self).pop("_finalized", ()):
             delattr(self, name)
 
     def _drop_accumulated(self):
         """Drop what learning could go on from."""
-        for name in ("_learned", "_scorer", "_finalized"):
+        for name in ("_learned", "_scorer", "_finalized", "_kept_scores"):
             vars(self).pop(name, None)
 
     def merge(self, other: Self) -> Self:

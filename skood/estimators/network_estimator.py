@@ -216,7 +216,7 @@ class NetworkEstimator(DeclaresParameters, OneState, ModuleSharing, PrintsNetwor
         """Validate the rows of X in another public method."""
         check_is_fitted(self)
         if is_stream(X):
-            ordered = method != "score"
+            ordered = method not in ("score", "set_threshold")
             rows = Stream(self, X, y, batch_size=self.batch_size, reset=False, ordered=ordered)
         else:
             rows = Rows(self, X, reset=False)

@@ -212,8 +212,7 @@ def _describe(detector, include_model):
     # Other threads may go on learning.
     detector = detector._snapshot()
     state, module = detector.__getstate__(), detector._network.module
-    fitted = {key: value for key, value in state.items() if FITTED.fullmatch(key)}
-    fitted.pop("model_", None)
+    fitted = {k: v for k, v in state.items() if FITTED.fullmatch(k) and k != "model_"}
     if "known_classes_" in fitted:
         # Those of a frozen classifier too, which is not in the file.
         fitted["known_classes_"] = detector._known_labels()
@@ -221,6 +220,7 @@ def _describe(detector, include_model):
     network = state["_saved_network"]
     plain = {"params": params, "fitted": fitted, "network": network}
     tensors = {f"scorer.{key}": value for key, value in state.get("_saved_scorer", {}).items()}
+    tensors |= {f"kept.{key}": value for key, value in state.get("_kept_scores", {}).items()}
     tensors = {key: torch.from_numpy(np.array(value)) for key, value in tensors.items()}
     del network["buffers"], network["weights"]
     is_network = not detector._network.takes_features
@@ -304,7 +304,8 @@ def _restore(meta, params, model, tensors):
     fitted["_row_shape"] = tuple(fitted["_row_shape"])
     if not all(map(FITTED.fullmatch, fitted)):
         raise ValueError("it has other fitted attributes")
-    scorer = {name: value.numpy() for name, value in _part(tensors, "scorer").items()}
+    parts = (_part(tensors, kind) for kind in ("scorer", "kept"))
+    scorer, kept = ({name: value.numpy() for name, value in part.items()} for part in parts)
     # An empty one may have an axis of any length.
     if not all(value.size for value in scorer.values()):
         raise ValueError("it has an empty tensor")
@@ -313,7 +314,7 @@ def _restore(meta, params, model, tensors):
     detector = cls(**params)
     state = {**fitted, "_fitted_params": params, "_saved_network": network}
     if issubclass(cls, BaseDetector):
-        state["_saved_scorer"] = scorer
+        state.update(_saved_scorer=scorer, _kept_scores=kept)
     detector.__setstate__(state)
     return detector
 

@@ -12,9 +12,52 @@ from skood._warnings import warn
 N_ULPS = 16
 # Of so many rows it is looked at what rounding does to their scores.
 ROUNDED_ROWS = 16
+# A fitted detector keeps so many scores of training rows, 128 KiB of them.
+KEPT_SCORES = 2**14
 
 
-def lower_quantile(scores, share):
+def size_of(scores):
+    """Return how large scores are: the median of their absolute values."""
+    return np.median(np.abs(scores))
+
+
+def keep_scores(scores, rounding, set_aside=False):
+    """Return what a detector keeps of scores, to move its threshold and to compare others to.
+
+    All of them where they are few, else the lowest and others at even distances: the place of a
+    quantile is then off by far less than another draw of the rows moves it.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n_samples,)
+        Of rows that nothing was learned from, in any order.
+    rounding : float
+        By how much rounding changes them.
+    set_aside : bool, default=False
+        Whether the rows are others than those of ``fit``.
+
+    Returns
+    -------
+    kept : dict of str to ndarray
+        "scores", ascending, their "ranks" among all, from 0 on, the "size" of a score, "rounding"
+        and "set_aside".
+    """
+    n = len(scores)
+    ranks, ordered = np.arange(n), np.sort(scores)
+    if n > KEPT_SCORES:
+        half = KEPT_SCORES // 2
+        spaced = np.linspace(half, n - 1, half).astype(np.int64)
+        ranks = np.concatenate([ranks[:half], spaced])
+    return {
+        "scores": ordered[ranks],
+        "ranks": ranks,
+        "size": size_of(ordered.astype(np.float64)),
+        "rounding": np.float64(rounding),
+        "set_aside": np.bool_(set_aside),
+    }
+
+
+def lower_quantile(scores, share, ranks=None):
     """Return what, on average over training rows, this share of fresh rows scores below.
 
     Of fresh rows k / (n + 1) lie below the k-th of n scores, on average. Between two of them it is
@@ -27,19 +70,25 @@ def lower_quantile(scores, share):
         Of rows that nothing was learned from.
     share : float
         Between 0 and 1.
+    ranks : ndarray of shape (n_samples,), default=None
+        Where scores are some of more, ascending: their places, from 0 to that of the last.
     """
+    n = len(scores) if ranks is None else int(ranks[-1]) + 1
     least = math.ceil(1 / share * (1 - 1e-12)) - 1
-    if len(scores) < least:
+    if n < least:
         warn(
             f"false_alarm_rate={share:g} takes {least} in-distribution rows at least, got "
-            f"{len(scores)}. The lowest of their scores is the threshold, below which "
-            f"{1 / (len(scores) + 1):.1%} of fresh rows lie: give more rows, or a larger rate."
+            f"{n}. The lowest of their scores is the threshold, below which "
+            f"{1 / (n + 1):.1%} of fresh rows lie: give more rows, or a larger rate."
         )
-    if len(scores) == 1:
+    if n == 1:
         return float(scores[0])
-    rank = np.clip(share * (len(scores) + 1), 1, len(scores))
-    k = min(int(rank), len(scores) - 1)
-    low, high = np.partition(scores, [k - 1, k])[k - 1 : k + 1]
+    rank = np.clip(share * (n + 1), 1, n)
+    k = min(int(rank), n - 1)
+    if ranks is None:
+        low, high = np.partition(scores, [k - 1, k])[k - 1 : k + 1]
+    else:
+        low, high = np.interp([k - 1, k], ranks, scores)
     # The distance of the k-th to the next has the mean 1 / k in units of the tail.
     return float(low + (high - low) * (k + 1 - k * (k + 1) / rank))
 

@@ -1,0 +1,164 @@
+"""Moving the threshold of a fitted detector."""
+
+import pickle
+import threading
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from torch.utils.data import DataLoader, TensorDataset
+
+import skood
+from skood import GMMDetector, KNNDetector
+from skood.learning import thresholds
+from skood.learning.thresholds import keep_scores, lower_quantile
+from tests.networks import Segmenter, seeded
+from tests.registry import DEFAULTS, KINDS, each
+
+pytestmark = pytest.mark.filterwarnings("ignore:The features are signed", "ignore:.*is singular")
+
+
+@each(DEFAULTS, often=KINDS)
+@pytest.mark.filterwarnings("ignore")
+def test_the_same_as_fitting_with_the_rate(detector, iris):
+    X, y = iris
+    fitted = clone(detector).set_params(false_alarm_rate=0.05).fit(X, y)
+    scores, expected = fitted.score_samples(X), {}
+    for rate in (0.3, 0.02, 0.05):
+        expected[rate] = clone(detector).set_params(false_alarm_rate=rate).fit(X, y).offset_
+        assert fitted.set_threshold(false_alarm_rate=rate) is fitted
+        assert fitted.offset_ == expected[rate] and fitted.false_alarm_rate == rate
+    np.testing.assert_array_equal(fitted.score_samples(X), scores)
+    assert expected[0.02] <= expected[0.05] <= expected[0.3]
+
+
+def test_the_share_of_rows_set_aside(rng):
+    detector = GMMDetector().fit(rng.normal(size=(100, 3)))
+    X = 1.5 * rng.normal(size=(999, 3))
+    assert (detector.predict(X) == -1).mean() > 0.2
+    detector.set_threshold(X, false_alarm_rate=0.1)
+    assert (detector.predict(X) == -1).sum() in (99, 100)
+    expected = lower_quantile(detector.score_samples(X), 0.02)
+    # The rate moves among the scores of the same rows.
+    assert detector.set_threshold(false_alarm_rate=0.02).offset_ == pytest.approx(expected)
+    assert detector.fit(X).offset_ == clone(detector).fit(X).offset_
+
+
+def test_rows_that_are_out_of_distribution_are_left_out(iris):
+    X, y = iris
+    detector = GMMDetector(false_alarm_rate=0.1).fit(X[y < 2], y[y < 2])
+    labels = np.where(np.arange(150) % 10, y, -1)
+    inside = (labels >= 0) & (labels < 2)
+    expected = clone(detector).fit(X[y < 2], y[y < 2]).set_threshold(X[inside]).offset_
+    assert detector.set_threshold(X, labels).offset_ == expected
+    loader = DataLoader(TensorDataset(torch.from_numpy(X), torch.from_numpy(labels)), 32)
+    assert detector.set_threshold(loader).offset_ == pytest.approx(expected)
+    with pytest.raises(ValueError, match="no in-distribution row"):
+        detector.set_threshold(X, np.full(150, -1))
+    with pytest.raises(ValueError, match="X has 150 rows and y 3 labels"):
+        detector.set_threshold(X, [0, 0, 1])
+    assert detector.offset_ == pytest.approx(expected)
+
+
+def test_pixels(rng):
+    X, y = rng.normal(size=(6, 1, 8, 8)).astype(np.float32), rng.integers(-1, 2, (6, 8, 8))
+    detector = skood.EnergyDetector(seeded(Segmenter)).fit(X)
+    scores = detector.score_samples(X)
+    y = np.resize(y, scores.shape)
+    y[0] = 255
+    inside = scores[(y >= 0) & (y != 255)]
+    offset = detector.set_threshold(X, y, false_alarm_rate=0.2).offset_
+    assert offset == pytest.approx(lower_quantile(inside.astype(float), 0.2), rel=1e-4)
+
+
+def test_parameters_clones_and_files(tmp_path, iris):
+    X, y = iris
+    for detector in (GMMDetector(), KNNDetector(k=3)):
+        detector.fit(X[::2], y[::2]).set_threshold(X[1::2], false_alarm_rate=0.2)
+        path = tmp_path / "detector.safetensors"
+        skood.save(detector, path)
+        for twin in (pickle.loads(pickle.dumps(detector)), skood.load(path)):
+            assert twin.offset_ == detector.offset_ and twin.false_alarm_rate == 0.2
+            moved = twin.set_threshold(false_alarm_rate=0.05).offset_
+            assert (
+                moved
+                == clone(detector)
+                .fit(X[::2], y[::2])
+                .set_threshold(X[1::2], false_alarm_rate=0.05)
+                .offset_
+            )
+        again = clone(detector)
+        assert again.false_alarm_rate == 0.2 and not hasattr(again, "offset_")
+
+
+def test_learning_on_goes_back_to_the_training_rows(iris):
+    X, y = iris
+    whole = GMMDetector(false_alarm_rate=0.2).partial_fit(X, y)
+    detector = GMMDetector().partial_fit(X[::2], y[::2])
+    detector.set_threshold(false_alarm_rate=0.2).partial_fit(X[1::2], y[1::2])
+    assert detector.offset_ == pytest.approx(whole.offset_)
+    detector = GMMDetector().partial_fit(X[::2], y[::2])
+    detector.set_threshold(X[1::2], false_alarm_rate=0.2)
+    with pytest.warns(UserWarning, match="rows set aside"):
+        detector.partial_fit(X[1::2], y[1::2])
+    assert detector.offset_ == pytest.approx(whole.offset_)
+    other = GMMDetector().partial_fit(X[::2], y[::2])
+    with pytest.warns(UserWarning, match="rows set aside"):
+        other.set_threshold(X[1::2]).merge(GMMDetector().partial_fit(X[1::2], y[1::2]))
+    assert other.offset_ == pytest.approx(GMMDetector().fit(X, y).offset_)
+
+
+@pytest.mark.parametrize("rate", [0, 0.6, "a", True])
+def test_bad_rates(rate, iris):
+    detector = GMMDetector().fit(*iris)
+    before = detector.offset_
+    with pytest.raises(ValueError, match="false_alarm_rate"):
+        detector.set_threshold(false_alarm_rate=rate)
+    assert detector.offset_ == before and detector.false_alarm_rate == 0.05
+
+
+def test_what_earlier_versions_saved(iris):
+    detector = GMMDetector().fit(*iris)
+    del detector._kept_scores
+    with pytest.raises(ValueError, match="kept no scores"):
+        detector.set_threshold(false_alarm_rate=0.1)
+    assert detector.set_threshold(iris[0]).set_threshold(false_alarm_rate=0.1).offset_ < 0
+
+
+def test_few_of_many_scores_are_kept(monkeypatch, rng):
+    scores = rng.normal(size=20_000)
+    assert len(keep_scores(scores, 0)["scores"]) == thresholds.KEPT_SCORES
+    monkeypatch.setattr(thresholds, "KEPT_SCORES", 2000)
+    kept = keep_scores(scores, 0)
+    assert len(kept["scores"]) == 2000 and kept["ranks"][-1] == 19_999
+    for rate in (0.001, 0.04):
+        found = lower_quantile(kept["scores"], rate, kept["ranks"])
+        assert found == lower_quantile(scores, rate)
+    for rate in (0.1, 0.5):
+        found = lower_quantile(kept["scores"], rate, kept["ranks"])
+        # A tenth of a standard error of the share.
+        assert abs((scores < found).mean() - rate) < 0.1 * (rate * (1 - rate) / 20_000) ** 0.5
+
+
+def test_offset_and_rate_change_at_once(iris):
+    X, y = iris
+    detector = GMMDetector().fit(X, y)
+    rates = (0.02, 0.3)
+    offsets = {clone(detector).set_params(false_alarm_rate=r).fit(X, y).offset_ for r in rates}
+    detector.set_threshold(false_alarm_rate=0.3)
+    seen, done = set(), threading.Event()
+
+    def move():
+        for i in range(200):
+            detector.set_threshold(false_alarm_rate=rates[i % 2])
+        done.set()
+
+    thread = threading.Thread(target=move)
+    thread.start()
+    while not done.is_set():
+        one = detector._snapshot()
+        seen.add(one.offset_)
+        assert (one.decision_function(X[:1]) == one.score_samples(X[:1]) - one.offset_).all()
+    thread.join()
+    assert seen <= offsets
