@@ -35,6 +35,7 @@ from skood.decisions.combination import COMBINATIONS
 from skood.detectors.layers.nac import SATURATED
 from skood.ensemble import EnsembleDetector
 from skood.metrics import auroc_score, confidence_interval
+from skood.monitoring import Monitor
 from tests.detectors.test_gradnorm import gradnorm_bce_exact
 from tests.detectors.test_nac import nac_products_features, nac_states
 from tests.evidence import detectors, made
@@ -482,6 +483,66 @@ def evaluation_time():
     yield "seconds of processor time", f"{time.process_time() - start:.0f}"
 
 
+def monitor_false_alarms(n_runs=1000, n_rows=10_000):
+    """In-distribution rows for ever: how many monitors raise an alarm at level 5 %."""
+    for what, set_aside in (("300 rows set aside", 300), ("the 300 rows of fit", 0)):
+        alarms = []
+        for seed in range(n_runs):
+            rng = np.random.default_rng(seed)
+            detector = GMMDetector().fit(*draw(rng, 300))
+            monitor = Monitor(detector, random_state=seed)
+            if set_aside:
+                monitor.calibrate(draw(rng, set_aside)[0])
+            alarms.append(monitor.update(draw(rng, n_rows)[0]).alarm)
+        yield f"share of {n_runs} monitors with an alarm, {what}", f"{np.mean(alarms):.1%}"
+
+
+def monitor_delays(n_runs=200):
+    """From a row on 20 % of them are out-of-distribution."""
+    for before in (0, 1000, 10_000):
+        delays, values = [], []
+        for seed in range(n_runs):
+            rng = np.random.default_rng(seed)
+            monitor = Monitor(GMMDetector().fit(*draw(rng, 300)), random_state=seed)
+            monitor.calibrate(draw(rng, 300)[0])
+            if before:
+                monitor.update(draw(rng, before)[0])
+            rows, _ = draw(rng, 2000)
+            out = rng.random(2000) < 0.2
+            rows[out] += 3 * rng.normal(size=(out.sum(), 8)) / 8**0.5
+            alarm_at = monitor.update(rows).alarm_at
+            delays.append(np.inf if alarm_at is None else alarm_at - before)
+            scores = monitor.detector.score_samples(rows)
+            values.append(auroc_score(np.where(out, -1, 1), scores))
+        found = f"median {np.median(delays):.0f} rows, none in {np.isinf(delays).mean():.0%}"
+        found += f" (AUROC {np.mean(values):.2f})"
+        yield f"until the alarm, Gaussian classes, {before} rows before", found
+
+
+def monitor_delays_on_digits(n_runs=40):
+    """Take images and a network; fresh digits calibrate, and are drawn from for the stream."""
+    delays = {}
+    for seed in range(N_SEEDS):
+        data, net = digits(seed), network(seed).module_
+        for name, one in (("NNGuideDetector", NNGuideDetector), ("GMMDetector", GMMDetector)):
+            detector = one(net).fit(data.X_train, data.y_train)
+            for run in range(n_runs // N_SEEDS):
+                rng = np.random.default_rng(run)
+                order = rng.permutation(len(data.X_test))
+                half = len(order) // 2
+                for kind, X in data.ood.items():
+                    monitor = Monitor(detector, random_state=run)
+                    monitor.calibrate(data.X_test[order[:half]])
+                    rows = data.X_test[rng.choice(order[half:], 1000)]
+                    out = rng.random(1000) < 0.2
+                    rows[out] = X[rng.choice(len(X), out.sum())]
+                    delays.setdefault((name, kind), []).append(
+                        monitor.update(rows).alarm_at or np.inf
+                    )
+    for (name, kind), rows in delays.items():
+        yield f"until the alarm, {name}, {kind}", f"median {np.median(rows):.0f} rows"
+
+
 CLAIMS = [
     ash_of_maps,
     ash_percentile,
@@ -503,6 +564,9 @@ CLAIMS = [
     ensembles_time,
     intervals,
     evaluation_time,
+    monitor_false_alarms,
+    monitor_delays,
+    monitor_delays_on_digits,
 ]
 
 
