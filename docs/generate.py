@@ -193,8 +193,26 @@ class Evidence(FromLines):
         return lines
 
 
+class Situations(FromLines):
+    """A table of what ``python -m tests.situations --json`` wrote: detectors by situations."""
+
+    required_arguments = 1
+
+    def lines(self):
+        """Return the table."""
+        path = Path(__file__).parent / self.arguments[0]
+        self.state.document.settings.record_dependencies.add(str(path))
+        report = json.loads(path.read_text())
+        rows = [
+            [f"``{name}``", *(three_digits(of_one[name]) for of_one in report.values())]
+            for name in next(iter(report.values()))
+        ]
+        return table(["detector", *report], rows, [30, *[10] * len(report)])
+
+
 def setup(app):
     """Add the directives."""
+    app.add_directive("situations", Situations)
     app.add_directive("evidence", Evidence)
     app.add_directive("detectors", Detectors)
     app.add_directive("benchmarks", Benchmarks)

@@ -11,7 +11,7 @@ import torch
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from skood import GMMDetector
+from skood import MahalanobisDetector
 from skood.datasets import load_digits_ood
 from skood.plots import ScoreHistogramDisplay
 
@@ -41,10 +41,11 @@ classifier.fit(data.X_train, data.y_train)
 print(f"accuracy on fresh digits 0 to 5: {classifier.score(data.X_test, data.y_test):.3f}")
 
 # %%
-# Any trained torch module will do: here it is the one inside the skorch net. The detector fits a
-# Gaussian to the features of each class and leaves the network as it is. `predict` says 1 for what
-# looks like the data of `fit`, -1 for what does not, as scikit-learn's outlier detectors do.
-detector = GMMDetector(classifier.module_).fit(data.X_train, data.y_train)
+# Any trained torch module will do: here it is the one inside the skorch net. The detector measures
+# how far features are from those of the closest class and leaves the network as it is. `predict`
+# says 1 for what looks like the data of `fit`, -1 for what does not, as scikit-learn's outlier
+# detectors do. Which detector suits what you have, `skood.recommend` tells.
+detector = MahalanobisDetector(classifier.module_).fit(data.X_train, data.y_train)
 for name, X in {"digits 0 to 5": data.X_test, **data.ood}.items():
     print(f"called out-of-distribution of {name}: {(detector.predict(X) == -1).mean():.1%}")
 

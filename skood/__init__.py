@@ -3,6 +3,7 @@
 from skood._moved import find_moved_modules
 from skood._version import __version__
 from skood._versions import show_versions
+from skood.advice import recommend
 from skood.data.lazy import provide_distributed
 from skood.detectors import (
     ActSubDetector,
@@ -120,6 +121,7 @@ __all__ = [
     "__version__",
     "export",
     "load",
+    "recommend",
     "save",
     "show_versions",
 ]

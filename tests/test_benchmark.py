@@ -296,6 +296,14 @@ def test_advice_names_the_best_that_is_no_baseline():
     assert "baseline" not in benchmark.format_advice(found[:2])
 
 
+def test_advice_begins_with_what_is_best_elsewhere():
+    found = [made_up("MahalanobisDetector", shift=1), made_up("Good", shift=3)]
+    advice = benchmark.format_advice(found).replace("\n", " ")
+    assert advice.startswith("Try MahalanobisDetector first")
+    assert f"the best {found[1].mean_auroc:.3f} of Good" in advice and "skood.recommend" in advice
+    assert "the best in this run" in benchmark.format_advice(found[:1]).replace("\n", " ")
+
+
 # The picture
 
 
