@@ -8,6 +8,7 @@ from skood.detectors.features.igeood import IGEOODDetector
 from skood.detectors.features.knn import KNNDetector
 from skood.detectors.features.mahalanobis import MahalanobisDetector
 from skood.detectors.features.residual import ResidualDetector
+from skood.detectors.gradients.gaia import GAIADetector
 from skood.detectors.gradients.gradnorm import GradNormDetector
 from skood.detectors.gradients.grood import GrOODDetector
 from skood.detectors.head.actsub import ActSubDetector
@@ -62,6 +63,7 @@ __all__ = [
     "EntropyDetector",
     "FDBDDetector",
     "FeatureNormDetector",
+    "GAIADetector",
     "GENDetector",
     "GMMDetector",
     "GrOODDetector",

@@ -1,5 +1,6 @@
 """Looking for the logits of a network and for the layer that makes them."""
 
+import re
 from collections import Counter
 
 import torch
@@ -125,10 +126,23 @@ class FindsHead:
                 "training=self.training)."
             )
         self._calls = Counter(name for name, _ in called)
+        self._norms = self._names_of_norms(called, n_rows)
         self._not_tensor = {
             name: type(out).__name__ for name, out in called if not isinstance(out, torch.Tensor)
         }
         return output, linear, stages
+
+    def _names_of_norms(self, called, n_rows):
+        """Return the calls of normalisation layers that give rows, of torch's kinds and others."""
+        numbers, names = Counter(), []
+        for name, out in called:
+            number = numbers[name]
+            numbers[name] += 1
+            kind = type(self.module.get_submodule(name)).__name__
+            is_norm = re.search(r"^[A-Z]\w*Norm(\dd)?$", kind) is not None
+            if is_norm and isinstance(out, torch.Tensor) and out.ndim > 1 and len(out) == n_rows:
+                names.append(name if self._calls[name] == 1 else f"{name}:{number}")
+        return tuple(names)
 
     def _layout_remedy(self, sample, run):
         """Return what may be wrong with the axes of X, in words, for an error message."""

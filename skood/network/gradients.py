@@ -6,9 +6,12 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from skood.functional import at_least_float32
+from skood.functional import at_least_float32, pool
 from skood.network.layers import _Hooked, _Reached, paired
 from skood.network.modules import let_recurrent_layers_differentiate
+
+# What enters the last linear layer, in the place of a layer that is differentiated.
+FEATURES = object()
 
 
 class LayerGradients(_Hooked):
@@ -33,8 +36,9 @@ class LayerGradients(_Hooked):
         `channel_axis` and `mask`, as `skood.functional.pool` is.
     channel_axes : list of int or None
         Those of the layers.
-    of : str, default=None
-        The layer whose output is differentiated. None: the logits are.
+    of : str or FEATURES, default=None
+        The layer whose output is differentiated, or what enters the last linear layer, which is
+        then given as the last entry. None: the logits are.
     """
 
     not_exportable = "it differentiates the network."
@@ -48,8 +52,10 @@ class LayerGradients(_Hooked):
                 self._on_input(head_name, partial(self._keep, None))
             else:
                 self._on_output(name, partial(self._keep, name))
-        if of is not None:
-            # Behind the other hooks, of which one may be at the same layer.
+        # Behind the other hooks, of which one may be at the same layer.
+        if of is FEATURES:
+            self._on_input(head_name, self._stop)
+        elif of is not None:
             self._on_output(of, self._stop)
 
     def _keep(self, name, output):
@@ -76,7 +82,7 @@ class LayerGradients(_Hooked):
         return logits
 
     def forward(self, x):
-        """Return the combined tensor of each layer, in the order of `names`."""
+        """Return the combined tensor of each layer, in the order of `names`, and the features."""
         n_samples = len(tree_leaves(x)[0])
         x = paired(x)
         with torch.enable_grad(), self._recording(x) as seen:
@@ -90,10 +96,12 @@ class LayerGradients(_Hooked):
                 grads = torch.autograd.grad(end, edges, seed, allow_unused=True)
         for name, grad in zip(self.names, grads, strict=True):
             if grad is None:
-                what = "The logits do" if self.of is None else f"The layer {self.of!r} does"
+                what = {None: "The logits do", FEATURES: "The features do"}.get(
+                    self.of, f"The layer {self.of!r} does"
+                )
                 raise ValueError(f"{what} not depend on the layer {name!r}: name another.")
         with torch.no_grad():
-            return tuple(
+            combined = tuple(
                 self.combine(
                     at_least_float32(output.detach()),
                     at_least_float32(grad),
@@ -104,6 +112,9 @@ class LayerGradients(_Hooked):
                     outputs, grads, self.channel_axes, strict=True
                 )
             )
+            if self.of is not FEATURES:
+                return combined
+            return (*combined, at_least_float32(pool(end.detach()))[:n_samples])
 
 
 class InputGradient(nn.Module):

@@ -60,8 +60,9 @@ class Network(FindsHead, NetworkServices):
         self._calls, self._not_tensor, self._logits_shape = None, {}, None
         # Of the layers that were asked for; how a pass found them is gone when it is unpickled.
         self.channel_axes, self._found_axes = {}, None
-        # What `stages` gives; and for each layer after which `cut` cuts, whether it was traced.
-        self._stages, self._cuts = (None,), {}
+        # What `stages` and `norms` give; for each layer after which `cut` cuts, whether it was
+        # traced.
+        self._stages, self._norms, self._cuts = (None,), (), {}
         # A few rows, to see that a cut network gives what it gave; names where X is a dict.
         self._sample, self.input_names = sample, None
         tensors = () if module is None else (*self.module.parameters(), *self.module.buffers())
@@ -120,6 +121,7 @@ class Network(FindsHead, NetworkServices):
             "takes_named": self.takes_named,
             "input_names": self.input_names,
             "stages": list(self._stages),
+            "norms": list(self._norms),
             "cuts": list(self._cuts.items()),
             "channel_axes": list(self.channel_axes.items()),
             "input_dtype": str(self.input_dtype).removeprefix("torch."),
@@ -138,6 +140,7 @@ class Network(FindsHead, NetworkServices):
         # Earlier versions knew none.
         self.channel_axes = dict(state.get("channel_axes", ()))
         self._stages, self._cuts = tuple(state.get("stages", [None])), dict(state.get("cuts", ()))
+        self._norms = tuple(state.get("norms", ()))
         self.input_names = state.get("input_names")
         self.map_head, self.map_head_is_last = state["map_head"]
         self.input_dtype = getattr(torch, state["input_dtype"])

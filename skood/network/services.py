@@ -4,7 +4,7 @@ from torch import nn
 
 from skood.data.arrays import move
 from skood.network.cutting import ReadAndKeep, Replay, traced_cut
-from skood.network.gradients import InputGradient, LayerGradients, Moved
+from skood.network.gradients import FEATURES, InputGradient, LayerGradients, Moved
 from skood.network.layers import (
     LayerReader,
     LayersReader,
@@ -140,6 +140,16 @@ class NetworkServices:
         """
         return self._stages
 
+    def norms(self):
+        """Return the names of the normalisation layers, or of their calls, in their order."""
+        return self._norms
+
+    def of_sample(self, body):
+        """Return what a module gives for a few rows of X; None where a file brought the network."""
+        if self._sample is None:
+            return None
+        return body(move(self._sample, self.device, self.input_dtype, copy=True))
+
     def with_layer_transform(self, name, transform):
         """Return a module that maps X to logits, with a layer's output replaced on the way.
 
@@ -208,19 +218,25 @@ class NetworkServices:
             their sum is.
         combine : callable
             Maps (output, gradient) of a layer to (n_samples, ...). See `LayerGradients`.
-        of : str, default=None
-            The layer whose output takes the place of the logits; the pass ends there.
+        of : str or FEATURES, default=None
+            The layer whose output takes the place of the logits; the pass ends there. FEATURES:
+            what enters the last linear layer, which is then given as the last entry.
         channel_axes : sequence of int or None, default=None
             As in `layer`, one a name.
         """
         if of is None:
             self.require_logits(maps=True)
-        else:
+        elif of is not FEATURES:
             self.check_layer(of)
         axes = self._channel_axes(names, channel_axes)
-        head_name = self.head_name if None in names else None
+        head_name = self.head_name if None in names or of is FEATURES else None
         twin = differentiable_copy(self.module)
-        return LayerGradients(twin, names, head_name, seed, combine, axes, of)
+        body = LayerGradients(twin, names, head_name, seed, combine, axes, of)
+        if of is FEATURES:
+            # The pass ends in front of the head.
+            head = self.head
+            body.register_forward_hook(lambda *call: self.largest_logits.note(call[2][-1], head))
+        return body
 
     def input_gradient(self, function, body=None):
         """Return a module that maps X to the gradient of each row's score with respect to the row.
