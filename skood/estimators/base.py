@@ -19,6 +19,7 @@ from skood.data.lazy import is_dask, load_distributed
 from skood.data.store import join
 from skood.data.streams import Stream
 from skood.estimators.chunks import LearnsFromChunks, unlearned
+from skood.estimators.explaining import ExplainsRows
 from skood.estimators.network_estimator import NetworkEstimator, computing
 from skood.estimators.parameters import param
 from skood.estimators.scoring import ScoresRows, apply
@@ -57,6 +58,7 @@ class BaseDetector(
     FittedAttributes,
     ScoresRows,
     MovesThreshold,
+    ExplainsRows,
     LearnsFromChunks,
     CallbackSupportMixin,
     OutlierMixin,

@@ -245,6 +245,23 @@ class BankScorer(LearningScorer):
         index = self._faiss_index
         return reduce_found(reduce, queries, index, min(k, index.ntotal), own)
 
+    def as_in_bank(self, *inputs):
+        """Return the rows that the bank would hold of some inputs, but for columns at the end."""
+        return self.bank_rows(*inputs)
+
+    def nearest(self, queries):
+        """Return which rows of the bank (n_samples, k) the score of queries comes from."""
+        if self.index != "exact":
+            raise ValueError("Neighbours are told where index='exact' searches them.")
+        found = []
+
+        def keep(products, some, rows):
+            found.append(rows)
+            return products.amax(1)
+
+        self.reduced(keep, queries, self.k, with_rows=True)
+        return torch.cat(found)
+
     def n_neighbours(self):
         """Return how many neighbours are used; warn where the bank has fewer than k."""
         n_used = min(self.k, self.n_bank)

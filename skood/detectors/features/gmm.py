@@ -190,6 +190,34 @@ class GMMScorer(LearningScorer):
         # Minus infinity where a squared distance overflows, or where no class is left.
         return clip_to(scores, torch.float64)
 
+    def explain(self, features):
+        """Return the nearest class, and what each feature adds to the score."""
+        joint, n_features = self._joint(features), self.means.shape[1]
+        largest, best = joint.max(1)
+        delta = features.double() - self.means[best]
+        parts = -delta * self._pulled(delta, best) / 2
+        if self.criterion == "mahalanobis":
+            parts, base = 2 * parts / n_features, torch.zeros_like(largest)
+        else:
+            # Of the densities of other classes too.
+            base = self._scales(self.log_weights, self.half_log_dets)[best]
+            base = base + self._combine(joint) - largest
+        return {"contributions": parts, "base": base, "nearest_class": best}
+
+    def _pulled(self, delta, class_indices):
+        """Return differences from the means of classes times the inverse covariances of these."""
+        if self.covariance_type == "tied":
+            return delta @ self.rotation @ self.rotation.T
+        if self.covariance_type != "full":
+            return delta * self.factors[class_indices].square()
+        pulled, n_features = torch.empty_like(delta), delta.shape[1]
+        for k in class_indices.unique().tolist():
+            own = class_indices == k
+            factor = self.factors[1:, :, k].flatten(1)[:, :n_features].double()
+            factor = self.rotation @ factor
+            pulled[own] = delta[own] @ factor @ factor.T
+        return pulled
+
     def leave_one_out(self, inputs, class_indices, keys):
         """Score training rows under the Gaussians refitted without each; the ridge is kept.
 

@@ -71,6 +71,31 @@ class KNNScorer(BankScorer):
                 scores[lost] = self.reduced(self._by_rows, queries[lost], k, own, with_rows=True)
         return scores
 
+    def as_in_bank(self, features):
+        """Return the rows that the bank would hold, but for the column of lengths."""
+        return self.bank_rows(features) - (0 if self.times_norm else self.center)
+
+    def explain(self, features):
+        """Return distances to neighbours, and what each feature adds to the score."""
+        rows = self.as_in_bank(features)
+        found = self.nearest(rows if self.times_norm else pad(rows, (0, 1), value=1.0))
+        near, rows = self.bank[found].double()[..., : rows.shape[1]], rows.double()
+        differences = rows[:, None] - near
+        far = torch.linalg.vector_norm(differences, dim=2)
+        far, order = far.sort(1)
+        found, last = found.gather(1, order), order[:, -1]
+        at = torch.arange(len(rows), device=rows.device)
+        if self.times_norm:
+            parts = rows * near[at, last] * lengths(features).double()[:, None]
+        else:
+            # Squares over their root add up to it.
+            squares = (
+                differences.square() / far.gather(1, order.argsort(1)).clamp(min=1e-300)[..., None]
+            )
+            parts = -(squares.mean(1) if self.mean else squares[at, last])
+        base = parts.new_zeros(len(parts))
+        return {"contributions": parts, "base": base, "distances": far, "in_bank": found}
+
     def _by_products(self, products, queries, found):
         """Return scores of queries by the products; NaN where too few digits are left in them."""
         if torch.compiler.is_exporting():

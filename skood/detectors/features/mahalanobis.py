@@ -100,6 +100,23 @@ class MahalanobisScorer(LearningScorer):
         # A square that overflows gives minus infinity.
         return clip_to(scores, torch.float64)
 
+    def explain(self, features):
+        """Return the nearest class, and what each feature adds to the score."""
+        rows = self._scaled(features) - self.center
+        white = rows @ self.projection
+        nearness = 2 * white @ self.means.T - squared_norms(self.means)
+        best = nearness.argmax(1)
+        means = self.means[best]
+        if self.shrinkage is None:
+            # The mean before it was whitened: the projection is triangular.
+            from_center = torch.linalg.solve_triangular(self.projection.T, means.T, upper=False).T
+            parts = -(rows - from_center) * ((white - means) @ self.projection.T)
+            base = parts.new_zeros(len(parts))
+        else:
+            parts = rows * ((2 * means - white * self.shrinkage) @ self.projection.T)
+            base = -squared_norms(means)
+        return {"contributions": parts, "base": base, "nearest_class": best}
+
     def leave_one_out(self, inputs, class_indices, keys):
         """Score each training row under Gaussians refitted without it; the ridge is kept.
 

@@ -49,6 +49,17 @@ class NNGuideScorer(BankScorer):
         directions, energies = self._guide(*inputs)
         return self.reduced(mean, directions, k, own) * energies.double()
 
+    def explain(self, *inputs):
+        """Return distances of directions to neighbours, and what each feature adds."""
+        directions, energies = (values.double() for values in self._guide(*inputs))
+        found = self.nearest(self._guide(*inputs)[0])
+        near = self.bank[found].double()
+        parts = directions * near.mean(1) * energies[:, None]
+        far = torch.linalg.vector_norm(directions[:, None] - radial(near, 1), dim=2)
+        far, order = far.sort(1)
+        base, found = parts.new_zeros(len(parts)), found.gather(1, order)
+        return {"contributions": parts, "base": base, "distances": far, "in_bank": found}
+
 
 class NNGuideDetector(SearchesBank, PoolsLayer, HeadDetector):
     r"""Nearest-neighbour guidance: energy times similarity to training rows.

@@ -140,19 +140,45 @@ class LayersScorer(LearningScorer):
         scores = [part(*rows).double() for part, rows in self.each(layers)]
         return self.combined(torch.stack(scores, 1))
 
-    def combined(self, scores):
-        """Combine scores of the layers (n_samples, L); before `calibrate` a sum of them."""
+    def terms(self, scores):
+        """Return what scores of the layers (n_samples, L) are combined of."""
         if self.scales is not None:
             # A constant layer tells nothing.
             units = torch.where(self.scales > 0, 1 / self.scales, 0.0)
             scores = (scores - self.centers) * units
         elif self.calibration is not None:
             scores = log_p_values(scores, self.calibration)
-            if self.combine == "min":
-                return clip_to(scores.amin(1), torch.float64)
-        if self.weights is not None:
-            scores = scores * self.weights.to(scores.device)
-        return clip_to(scores.sum(1), torch.float64)
+        return scores if self.weights is None else scores * self.weights.to(scores.device)
+
+    def combined(self, scores):
+        """Combine scores of the layers (n_samples, L); before `calibrate` a sum of them."""
+        terms = self.terms(scores)
+        if self.combine == "min" and self.calibration is not None:
+            return clip_to(terms.amin(1), torch.float64)
+        return clip_to(terms.sum(1), torch.float64)
+
+    @property
+    def part_names(self):
+        """The names of the layers; None where there is one scorer for all."""
+        names = ["features" if name is None else name for name in self.layers]
+        return None if self.combine == "concat" else names
+
+    def explain(self, *layers):
+        """Return what each layer adds to the score."""
+        if self.combine == "concat":
+            (part,), (rows,) = self.parts, self.rows_of(layers)
+            if not hasattr(part, "explain"):
+                raise TypeError("The detector on all layers does not say what its scores are of.")
+            found = part.explain(*rows)
+            # Of rows side by side, which are told by no layer alone.
+            found.pop("in_bank", None)
+            return found
+        scores = torch.stack([part(*rows).double() for part, rows in self.each(layers)], 1)
+        parts = self.terms(scores)
+        if self.combine == "min":
+            lowest = torch.arange(parts.shape[1], device=parts.device) == parts.argmin(1)[:, None]
+            parts = torch.where(lowest, parts, 0.0)
+        return {"contributions": parts, "base": parts.new_zeros(len(parts))}
 
     def leave_one_out(self, inputs, class_indices, keys):
         """Score training rows without themselves; for what is to be calibrated, of each layer."""
