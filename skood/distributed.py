@@ -201,7 +201,7 @@ def share(estimator, learns=False):
         twin._drop_accumulated()
     if estimator.device == "auto":
         twin.device_ = "cuda"
-    model = estimator._fitted_params["model"]
+    model = estimator._as_fitted()._given_model
     if isinstance(model, nn.Module):
         # CUDA tensors cannot be read where there is no GPU.
         twin.model = private_copy(unwrap(model), "cpu")

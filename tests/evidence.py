@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 import skood
+from skood import EnergyDetector, MahalanobisDetector
 from skood.base import BaseDetector
 from skood.benchmark import train_digits_network
 from skood.benchmark.results import measure, warm_up
@@ -125,8 +126,12 @@ def digits(_):
 TASKS = {task.__name__: task for task in (images, features, compressed, texts, digits)}
 # They need more than a network and labels: negative labels, and several networks.
 OTHERS = {"NegLabelDetector", "DeepEnsembleDetector"}
-# What has no default that fits all of these.
-SETTINGS = {"MCDropoutDetector": {"rate": 0.5}}
+# What has no default, or none that fits all of these. Mirror images are for the first task alone.
+SETTINGS = {
+    "MCDropoutDetector": {"rate": 0.5},
+    "PerturbedDetector": {"detector": MahalanobisDetector(), "epsilon": 0.02},
+    "TransformsDetector": {"detector": EnergyDetector(), "transforms": ["mirror"]},
+}
 
 
 def detectors():
@@ -138,7 +143,7 @@ def detectors():
 
 def made(detector, network):
     """Return a detector of a class with its defaults, reproducible."""
-    detector = detector(network, **SETTINGS.get(detector.__name__, {}))
+    detector = detector(model=network, **SETTINGS.get(detector.__name__, {}))
     return detector.set_params(**{n: 0 for n in detector.get_params() if n == "random_state"})
 
 

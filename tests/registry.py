@@ -92,7 +92,8 @@ def needs_logits(detector):
 
 def needs_head(detector):
     """Tell whether a last linear layer is needed that gives the logits."""
-    return needs_logits(detector) and not isinstance(detector, LogitsDetector)
+    inner = getattr(detector, "detector", None) or detector
+    return needs_logits(detector) and not isinstance(inner, LogitsDetector)
 
 
 def layer_parameter(detector):

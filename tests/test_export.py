@@ -93,7 +93,12 @@ def test_on_features(detector, format, iris, path, rng):
     onnx_only_where_installed(format)
     X, y = iris
     dtype = np.float32 if detector.batch_size else np.float64
+    why = not_exportable(detector)
     detector = clone(detector).fit(X.astype(dtype), y)
+    if why is not None:
+        with pytest.raises(TypeError, match=re.escape(why)):
+            skood.export(detector, path, X[:2], format=format)
+        return
     check(detector, path, format, rng.uniform(0, 9, size=(41, 4)).astype(dtype))
 
 

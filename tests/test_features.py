@@ -87,8 +87,8 @@ def test_fit_runs_the_network_once(detector, counting, images):
         inside and isinstance(detector, ASHDetector)
     )
     again = 2 if scores_itself else 0
-    # A pass for the gradient, and one for what it moves.
-    n_passes = 2 if moves_inputs(detector) else 1
+    # A pass for the gradient, and one for what it moves; one for each transform.
+    n_passes = 2 if moves_inputs(detector) else len(getattr(detector._body, "transforms", [None]))
     # Images of noise, of which the prototype is the mean.
     n_noise = 1000 if getattr(detector, "ood", None) == "noise" else 0
     found = read()

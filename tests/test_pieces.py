@@ -38,7 +38,7 @@ from skood.detectors.head.nnguide import NNGuideScorer
 from skood.learning import accumulated
 from skood.learning.reservoir import Reservoir
 from tests.networks import MLP, Segmenter, SmallCNN, sample_inputs, seeded
-from tests.registry import DEFAULTS, DETECTORS, IN_NETWORKS, each, name_of, with_fixed
+from tests.registry import DEFAULTS, IN_NETWORKS, each, name_of, with_fixed
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The features are signed", "ignore:k=", "ignore:The covariance"
@@ -534,12 +534,12 @@ def test_new_classes_and_words():
     assert found.score(X, y_true) == pytest.approx(expected.score(X, y_true))
 
 
-@pytest.mark.parametrize("cls", DETECTORS)
-def test_what_is_refused_changes_nothing(cls):
+@each(DEFAULTS)
+def test_what_is_refused_changes_nothing(detector):
     """NaN in the first or last batch, labels, shapes, parameters; before and after `offset_`."""
     X, y = data()
     y = np.where(y == 3, 2, y)
-    start = cls(head(), batch_size=7).partial_fit(X[:30], y[:30])
+    start = clone(detector).set_params(model=head(), batch_size=7).partial_fit(X[:30], y[:30])
     expected = clone(start).partial_fit(X, y)
     for asked in (False, True):
         found = copy.deepcopy(start)
@@ -587,13 +587,13 @@ def test_what_is_refused_changes_nothing(cls):
 
 
 @pytest.mark.parametrize("n_rows", [N_ROWS, 1])
-@pytest.mark.parametrize("cls", DETECTORS)
-def test_a_piece_too_large_to_learn_from_is_refused(cls, n_rows):
+@each(DEFAULTS)
+def test_a_piece_too_large_to_learn_from_is_refused(detector, n_rows):
     """What is accepted leaves a detector that works; what is not, the one that was."""
     X, y = data()
     huge = X * 1e200
     huge[:-n_rows] = 0
-    found = cls(head(), batch_size=7).partial_fit(X, y)
+    found = clone(detector).set_params(model=head(), batch_size=7).partial_fit(X, y)
     expected = found.score_samples(X)
     for n_seen in (2 * N_ROWS, 3 * N_ROWS):
         try:
@@ -608,8 +608,9 @@ def test_a_piece_too_large_to_learn_from_is_refused(cls, n_rows):
 
 
 @pytest.mark.parametrize("n_rows", [N_ROWS, 1])
-@pytest.mark.parametrize("cls", DETECTORS)
-def test_rows_too_large_to_learn_from_are_refused_by_fit_too(cls, n_rows):
+@each(DEFAULTS)
+def test_rows_too_large_to_learn_from_are_refused_by_fit_too(detector, n_rows):
+    detector = clone(detector).set_params(model=head(), batch_size=7)
     X, y = data()
     huge = X * 1e200
     huge[:-n_rows] = 0
@@ -620,18 +621,18 @@ def test_rows_too_large_to_learn_from_are_refused_by_fit_too(cls, n_rows):
         except ValueError as error:
             return str(error)
 
-    said = said_by(cls(head(), batch_size=7).fit)
-    assert said == said_by(cls(head(), batch_size=7).partial_fit)
+    said = said_by(clone(detector).fit)
+    assert said == said_by(clone(detector).partial_fit)
     assert said is np.True_ or "overflow" in said
 
 
-@pytest.mark.parametrize("cls", DETECTORS)
-def test_a_first_piece_that_is_refused(cls):
+@each(DEFAULTS)
+def test_a_first_piece_that_is_refused(detector):
     """A detector that was fitted stays so; one that was not, too."""
     X, y = data()
     bad = X.copy()
     bad[-1] = np.nan
-    found = cls(head(), batch_size=7)
+    found = clone(detector).set_params(model=head(), batch_size=7)
     with pytest.raises(ValueError, match="NaN"):
         found.partial_fit(bad, y)
     assert vars(found).keys() == vars(clone(found)).keys()
@@ -740,14 +741,13 @@ def test_what_merge_refuses():
     assert one.merge(learned(NNGuideDetector(copy.deepcopy(net), k=3))).n_samples_seen_ == 120
 
 
-@pytest.mark.parametrize("cls", DETECTORS)
-def test_merge_leaves_the_other_as_it_was(cls):
+@each(DEFAULTS)
+def test_merge_leaves_the_other_as_it_was(detector):
     X, y = data()
     y[y == 3] = 0
-    params = {"alpha": 2.0} if cls is NACDetector else {}
-    net = head()
-    one = cls(net, **params).partial_fit(X[:20], np.full(20, 3))
-    other = cls(net, **params).partial_fit(X[20:], y[20:])
+    detector, net = with_fixed(detector), head()
+    one = clone(detector).set_params(model=net).partial_fit(X[:20], np.full(20, 3))
+    other = clone(detector).set_params(model=net).partial_fit(X[20:], y[20:])
     twin = copy.deepcopy(other)
     for asked in (False, True):
         if asked:
@@ -775,11 +775,11 @@ def by_joblib(detector):
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, by_joblib, lambda d: pickle.loads(pickle.dumps(d))]
 )
-@pytest.mark.parametrize("cls", DETECTORS)
-def test_copies_in_the_middle_go_on(cls, copied):
+@each(DEFAULTS)
+def test_copies_in_the_middle_go_on(detector, copied):
     X, y = data()
     for asked in (False, True):
-        found = cls()
+        found = clone(detector)
         if hasattr(found, "random_state"):
             found.set_params(random_state=0)
         found.partial_fit(X[:30], y[:30])
@@ -801,8 +801,8 @@ def test_saving(tmp_path):
     """What is computed when asked for is in the file, though none has asked."""
     pytest.importorskip("safetensors")
     X, y = data()
-    for cls in DETECTORS:
-        found = cls().partial_fit(X, y)
+    for detector in DEFAULTS:
+        found = clone(detector).partial_fit(X, y)
         skood.save(found, tmp_path / "one")
         loaded = skood.load(tmp_path / "one")
         assert loaded.offset_ == found.offset_

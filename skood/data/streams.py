@@ -180,8 +180,9 @@ class Stream:
     def _split(self, batch):
         """Return X and y of a batch; one input that the network does not name is an array."""
         X, y = split_batch(batch)
-        if is_named(X) and len(X) == 1 and not takes_by_name(self._estimator.model, next(iter(X))):
-            X = next(iter(X.values()))
+        if is_named(X) and len(X) == 1:
+            name = next(iter(X))
+            X = X if takes_by_name(self._estimator._given_model, name) else X[name]
         return X, y
 
     def head(self, n_rows):

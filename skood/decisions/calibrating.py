@@ -64,7 +64,7 @@ class Calibrates:
                 "method='loo' takes leave-one-out scores in closed form, which skood's detectors "
                 f"have; {type(self.detector).__name__} has none. Use method='cross'."
             )
-        model = self.detector.model
+        model = self.detector._given_model
         if model is not None and not is_trained(model):
             warn(
                 f"{type(model).__name__} is trained on the very rows that calibrate, which "

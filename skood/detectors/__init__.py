@@ -28,6 +28,9 @@ from skood.detectors.head.relation import RelationDetector
 from skood.detectors.head.she import SHEDetector
 from skood.detectors.head.vim import ViMDetector
 from skood.detectors.head.weiper import WeiPerDetector
+from skood.detectors.inputs.odin import ODINDetector
+from skood.detectors.inputs.perturbed import PerturbedDetector
+from skood.detectors.inputs.transforms import TransformsDetector
 from skood.detectors.layers.nac import NACDetector
 from skood.detectors.layers.several import LayersDetector
 from skood.detectors.logits.deep_ensemble import DeepEnsembleDetector
@@ -84,10 +87,12 @@ __all__ = [
     "NECODetector",
     "NNGuideDetector",
     "NegLabelDetector",
+    "ODINDetector",
     "ORADetector",
     "OpenMaxDetector",
     "OptFSDetector",
     "PNMLDetector",
+    "PerturbedDetector",
     "RankFeatDetector",
     "ReActDetector",
     "RelationDetector",
@@ -95,6 +100,7 @@ __all__ = [
     "SCALEDetector",
     "SHEDetector",
     "StandardizedMaxLogitDetector",
+    "TransformsDetector",
     "VRADetector",
     "WeiPerDetector",
     "ViMDetector",

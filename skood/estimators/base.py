@@ -18,20 +18,21 @@ from skood.data.labels import is_numeric
 from skood.data.lazy import is_dask, load_distributed
 from skood.data.store import join
 from skood.data.streams import Stream
-from skood.estimators.chunks import LearnsFromChunks, unlearned
+from skood.estimators.chunks import LearnsFromChunks
 from skood.estimators.explaining import ExplainsRows
 from skood.estimators.network_estimator import NetworkEstimator, computing
 from skood.estimators.parameters import param
 from skood.estimators.scoring import ScoresRows, apply
 from skood.estimators.threshold import MovesThreshold
 from skood.functional import all_finite, clip_to
+from skood.learning.keys import key_seed
 from skood.learning.learning import (
     LearningScorer,
-    key_seed,
     learn,
     learned_buffers,
     learned_parts,
     threshold_rows,
+    unlearned,
 )
 from skood.learning.thresholds import interpolate, rounding_of
 from skood.network.model import cross_fitted_heads, frozen_classes
@@ -95,6 +96,8 @@ class BaseDetector(
     false_alarm_rate: float = param(Interval(Real, 0, 0.5, closed="right"), default=0.05)
 
     _min_samples = 2
+    # Whether rows of X are moved or transformed before the network sees them.
+    _changes_inputs = False
     # The end of the message when a score is not finite.
     _non_finite_hint = "Are the rows scaled as those of fit?"
 
@@ -104,8 +107,8 @@ class BaseDetector(
 
     @property
     def looks_inside(self) -> bool:
-        """True when parameters name layers or weights other than the last linear layer."""
-        return any(
+        """True when features in front of the last linear layer are not all that is needed."""
+        return self._changes_inputs or any(
             getattr(self, name, None) not in (None, "head")
             for name in ("layer", "layers", "params")
         )
@@ -116,6 +119,10 @@ class BaseDetector(
     def _fitted_attributes(self, scorer):
         """Return more fitted attributes, as a dict."""
         return {}
+
+    def _random_state(self):
+        """Return what draws."""
+        return check_random_state(getattr(self, "random_state", None))
 
     def fit(self, X: Inputs, y: Labels | None = None) -> Self:
         """Learn from the in-distribution rows and set the threshold.
@@ -204,14 +211,14 @@ class BaseDetector(
 
     def _fit_source(self, source, watch):
         """Learn from rows; return their scores."""
-        random_state = check_random_state(getattr(self, "random_state", None))
+        random_state = self._random_state()
         network, model_ = self._take_network(source, random_state)
         if not isinstance(source, Stream):
             # Before the network runs; the labels of a stream are known after.
             self._check_classes(network, source.classes, source.maps is not None)
         body, scorer, training = self._prepare(source, network, random_state, watch)
         scores = self._fit_scorer(scorer, training, network, source.dtype)
-        if self.model is None and self._needs_logits:
+        if self._given_model is None and self._needs_logits:
             if len(source) * network.head.in_features <= CROSS_FITTED_VALUES:
                 scores = self._cross_fit(scores, source, network, random_state)
         scores = self._id_pixels(scores, source.maps)
@@ -220,7 +227,7 @@ class BaseDetector(
         if isinstance(source, Stream):
             self._check_classes(network, source.classes, source.maps is not None)
         self._warn_of_one_logit(network, source)
-        classes, agreement = source.classes, training.agreement(frozen_classes(self.model))
+        classes, agreement = source.classes, training.agreement(frozen_classes(self._given_model))
         agreement.warn(self._needs_logits)
         fitted = {
             **self._fitted_attributes(scorer),
@@ -259,7 +266,7 @@ class BaseDetector(
         """Let the scorer learn; return the scores of the training rows, left out one at a time."""
         if isinstance(scorer, LearningScorer):
             learn(scorer, training)
-            score = scorer.leave_one_out
+            score, training = scorer.leave_one_out, training.as_scored()
             batches = training.batches("score", scorer.n_threshold_rows)
         else:
             score, batches = self._plain_score(scorer, network), training.passes("score")

@@ -1,14 +1,12 @@
 """Learning from data that comes in chunks, and bringing together what was learned from parts."""
 
 import contextlib
-import copy
 from itertools import zip_longest
 from typing import Any, Self
 
 import numpy as np
 import torch
 from sklearn.exceptions import NotFittedError
-from sklearn.utils import check_random_state
 from torch import nn
 
 from skood._typing import Inputs, Labels
@@ -20,8 +18,8 @@ from skood.data.store import join
 from skood.data.streams import is_stream
 from skood.estimators.network_estimator import ROW_ATTRIBUTES, NetworkEstimator, computing
 from skood.learning.accumulated import AccumulatedState
-from skood.learning.keys import entry_keys
-from skood.learning.learning import LearnedModule, LearningScorer, Training, key_seed
+from skood.learning.keys import entry_keys, key_seed
+from skood.learning.learning import LearningScorer, Training, unlearned
 from skood.learning.reservoir import evenly
 from skood.network.model import frozen_classes
 
@@ -29,16 +27,6 @@ from skood.network.model import frozen_classes
 FREE_PARAMS = {"false_alarm_rate", "batch_size", "device", "verbose", "random_state"}
 # Attributes that are there from the first chunk on, if at all.
 GIVEN = {*ROW_ATTRIBUTES, "model_"}
-
-
-def unlearned(scorer):
-    """Return a scorer that may learn while this one scores: it sets other buffers."""
-    if scorer is None or not any(isinstance(part, LearnedModule) for part in scorer.modules()):
-        return scorer
-    twin = copy.copy(scorer)
-    twin._buffers = scorer._buffers.copy()
-    twin._modules = {name: unlearned(part) for name, part in scorer._modules.items()}
-    return twin
 
 
 class ChunksAttributes:
@@ -137,7 +125,7 @@ class LearnsFromChunks(ChunksAttributes, NetworkEstimator):
                 f"{type(self).__name__}.fit keeps nothing to go on from, so partial_fit starts "
                 "anew. Let partial_fit learn the first chunk too."
             )
-        params = self.get_params(deep=False)
+        params = self._params_now()
         if not first:
             self._check_params_are(params, self._fitted_params, "the first chunk")
         source = self._source(X, y, first=first, least=0)
@@ -154,7 +142,7 @@ class LearnsFromChunks(ChunksAttributes, NetworkEstimator):
 
         That is told by these rows, or by those that `pilot` returns.
         """
-        random_state = check_random_state(getattr(self, "random_state", None))
+        random_state = self._random_state()
         network, model_ = self._take_network(source, random_state)
         body, scorer = self._build(network)
         scorer = scorer.eval().to(network.device)
@@ -217,7 +205,7 @@ class LearnsFromChunks(ChunksAttributes, NetworkEstimator):
             learned.add_scores(scores, keys, training)
             if first and training.n_samples:
                 learned.rounding = scorer.rounding
-        learned.agreement.merge(training.agreement(frozen_classes(self.model)))
+        learned.agreement.merge(training.agreement(frozen_classes(self._given_model)))
         return learned.n_rows
 
     def _finalize(self):
@@ -393,6 +381,10 @@ class LearnsFromChunks(ChunksAttributes, NetworkEstimator):
         for name, value in params.items():
             there = expected[name]
             if name in FREE_PARAMS or name in but or value is there:
+                continue
+            if isinstance(value, NetworkEstimator) and type(value) is type(there):
+                of = (part.get_params(deep=False) for part in (value, there))
+                LearnsFromChunks._check_params_are(*of, whose, but)
                 continue
             if isinstance(value, nn.Module) or not np.array_equal(value, there):
                 raise ValueError(

@@ -172,7 +172,7 @@ def attach(detector, extractor):
     detector = clone(detector)
     if not isinstance(detector, BaseDetector):
         return detector, True
-    if detector.model is not None:
+    if detector._given_model is not None:
         return detector, False
     if extractor is None or extractor.model is None:
         return detector, True

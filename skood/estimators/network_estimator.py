@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
+from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
@@ -208,9 +209,15 @@ class NetworkEstimator(DeclaresParameters, OneState, ModuleSharing, PrintsNetwor
         return stream.gather() if first and self._fits_model else stream
 
     @property
+    def _given_model(self):
+        """The network that parameters name; None where X holds features."""
+        return self.model
+
+    @property
     def _fits_model(self):
         """True when ``fit`` fits a network, or a head for ``model=None``."""
-        return self._needs_logits if self.model is None else not is_trained(self.model)
+        model = self._given_model
+        return self._needs_logits if model is None else not is_trained(model)
 
     def _check_rows(self, X, method, y=None):
         """Validate the rows of X in another public method."""
@@ -266,7 +273,7 @@ class NetworkEstimator(DeclaresParameters, OneState, ModuleSharing, PrintsNetwor
 
     def _take_network(self, source, random_state=None):
         """Return the network to cut and the fitted clone of `model`, if one was fitted."""
-        model, model_ = self.model, None
+        model, model_ = self._given_model, None
         if model is None:
             device = self._choose_device(source.device)
             module = None
@@ -285,7 +292,7 @@ class NetworkEstimator(DeclaresParameters, OneState, ModuleSharing, PrintsNetwor
     def _classes_of_logits(self, source):
         """Return the label of each logit; None where it is not known."""
         if not self._fits_model:
-            known = frozen_classes(self.model)
+            known = frozen_classes(self._given_model)
             return None if known is None else np.array(np.asarray(known).tolist())
         # Without two classes those of the head are clusters, which have no labels.
         has_classes = source.classes is not None and len(source.classes) > 1
@@ -295,7 +302,7 @@ class NetworkEstimator(DeclaresParameters, OneState, ModuleSharing, PrintsNetwor
         """Raise where labels show that what a network returns cannot be their logits."""
         if self._needs_logits and not self._fits_model:
             check_has_logits(network, classes)
-            if are_all and frozen_classes(self.model) is None:
+            if are_all and frozen_classes(self._given_model) is None:
                 check_is_classifier(network, classes, has_maps)
 
     def _warn_of_one_logit(self, network, source):
@@ -327,7 +334,7 @@ class NetworkEstimator(DeclaresParameters, OneState, ModuleSharing, PrintsNetwor
             _namespace=source.namespace,
             _native_device=source.native_device,
             # What was fitted stays what it is when parameters are set, also in a pickle.
-            _fitted_params=self.get_params(deep=False),
+            _fitted_params=self._params_now(),
             _network=network,
             _body=body,
         )
@@ -342,14 +349,13 @@ class NetworkEstimator(DeclaresParameters, OneState, ModuleSharing, PrintsNetwor
         network = state.pop("_network", None)
         state.pop("_body", None)
         if network is not None:
-            is_head = state["_fitted_params"]["model"] is None
-            state["_saved_network"] = network.get_state(with_weights=is_head)
+            state["_saved_network"] = network.get_state(with_weights=self._fitted_head)
         return state
 
     @property
     def _fitted_head(self):
         """True when the network is a head that ``fit`` made for ``model=None``."""
-        return self._fitted_params["model"] is None
+        return self._as_fitted()._given_model is None
 
     def __setstate__(self, state):
         # Pickles of earlier versions lack the parameters that have been added since.
@@ -372,9 +378,14 @@ class NetworkEstimator(DeclaresParameters, OneState, ModuleSharing, PrintsNetwor
         if self._fitted_head:
             module = saved["weights"] and linear_head(*saved["weights"], device, dtype)
         else:
-            model = getattr(self, "model_", self._fitted_params["model"])
+            model = getattr(self, "model_", self._as_fitted()._given_model)
             module = fitted_module(model, device, dtype)
         self._network = Network(module, device, dtype, state=saved)
+
+    def _params_now(self):
+        """Return the parameters, those of estimators among them as they are now."""
+        params = self.get_params(deep=False)
+        return {n: clone(v) if isinstance(v, NetworkEstimator) else v for n, v in params.items()}
 
     def _as_fitted(self):
         """Return an estimator with the parameters of ``fit``."""

@@ -10,7 +10,7 @@ TITLE = re.compile(r"^(\w[\w ]*)\n-+\n", re.MULTILINE)
 ENTRY = re.compile(r"^(?=\w+ : )", re.MULTILINE)
 
 
-def param(*constraints: Any, default: Any, kw_only: bool = True) -> Any:
+def param(*constraints: Any, default: Any = dataclasses.MISSING, kw_only: bool = True) -> Any:
     """Declare a parameter of an estimator in the body of its class.
 
     Parameters
@@ -18,7 +18,7 @@ def param(*constraints: Any, default: Any, kw_only: bool = True) -> Any:
     *constraints : object
         What values are valid, as in scikit-learn's ``_parameter_constraints``; none: all are.
     default : object
-        The default value.
+        The default value; without it the parameter must be given.
     kw_only : bool, default=True
         Whether the parameter is given by name alone.
 
@@ -71,8 +71,11 @@ def make_init(cls, parameters):
     """Return a constructor that stores parameters."""
     # A dataclass is made for its constructor alone: dask identifies instances of dataclasses by
     # their parameters, so that two fits of one detector would be one to it.
+    bases = reversed(cls.__mro__)
+    order = [name for base in bases for name in vars(base).get("_own_parameters", ())]
     positional = [field for field in parameters.values() if not field.kw_only]
-    fields = [*positional[::-1], *(field for field in parameters.values() if field.kw_only)]
+    positional.sort(key=lambda field: order.index(field.name))
+    fields = [*positional, *(field for field in parameters.values() if field.kw_only)]
     init = dataclasses.make_dataclass(
         cls.__name__,
         [(f.name, f.type, param(default=f.default, kw_only=f.kw_only)) for f in fields],

@@ -160,7 +160,7 @@ class ScoresRows:
         if not hasattr(self, "known_classes_"):
             return None
         known = move_to_numpy(self.known_classes_)
-        more = frozen_classes(self.model)
+        more = frozen_classes(self._given_model)
         return known if more is None else np.union1d(known, more)
 
 

@@ -362,7 +362,8 @@ def _as_plain(value):
         return str(value)
     name = type(value).__name__
     if CLASSES.get(name) is type(value):
-        params = value.get_params(deep=False)
+        # Its network is that of the detector around it.
+        params = {k: v for k, v in value.get_params(deep=False).items() if k != "model"}
         return {"class": name, "params": {k: _encode(f"{k} of {name}", params[k]) for k in params}}
     raise TypeError(f"{type(value).__name__} is no such value")
 

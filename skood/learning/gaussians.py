@@ -8,6 +8,7 @@ from torch import nn
 
 from skood._warnings import warn
 from skood.functional import all_finite
+from skood.learning.blocks import takes_plain_path
 from skood.learning.moments import OVERFLOW
 
 # How many white dimensions of each class one product computes. Of 256 dimensions, slices of 64 take
@@ -232,7 +233,7 @@ def log_joint(rows, stacked, log_scales, margin, left_out=None):
     def few(pairs):
         return int(pairs.sum()) <= NEAR_SHARE * pairs.numel()
 
-    if torch.compiler.is_exporting():
+    if takes_plain_path(rows):
         white = rows @ stacked.flatten(1)
         return values(squared_norms(white.view(-1, n_slices, n_classes, width)).sum(1))
     squares = shrink.new_zeros(len(rows), n_classes)
@@ -293,6 +294,8 @@ def squared_distances(rows, means, center=0.0):
     if torch.compiler.is_exporting():
         # No branches on data.
         return squared_norms(rows[:, None] - means)
+    if takes_plain_path(rows):
+        return torch.cdist(rows, means, compute_mode="donot_use_mm_for_euclid_dist").square()
     x, mu = rows - center, means - center
     sizes = x.square().sum(1, keepdim=True)
     # A tenth of the time of sums of squared differences, which are needed where this cancels. Where
@@ -315,7 +318,7 @@ def nearest_squared_distance(rows, means):
 
     As exact as `squared_distances`, of which it is the least, and in half of its time.
     """
-    if torch.compiler.is_exporting():
+    if takes_plain_path(rows):
         return squared_distances(rows, means).amin(1)
     sizes = rows.square().sum(1)
     nearest = sizes - torch.addmm(-means.square().sum(1), rows, means.T, alpha=2).amax(1)

@@ -64,3 +64,8 @@ def _weighted_sums(rows, coefficients):
 def _coefficients(n, device):
     """Return n odd numbers without a pattern."""
     return mixed(torch.arange(1, n + 1, device=device) * GOLDEN) | 1
+
+
+def key_seed(scorer, random_state):
+    """Return the seed of the rows' keys, of `random_state` if a scorer draws by them."""
+    return random_state.randint(2**31 - 1) if getattr(scorer, "samples_by_key", False) else 0

@@ -1,8 +1,9 @@
 """Rows as a method consumes them, and scorers that learn from them as a fold over batches."""
 
+import copy
+
 import numpy as np
 import torch
-from sklearn import get_config
 from torch import nn
 
 from skood.data.arrays import (
@@ -17,11 +18,6 @@ from skood.data.store import TensorStore
 from skood.functional import all_finite
 from skood.learning.agreement import Agreement, columns_of
 from skood.learning.keys import row_keys
-
-# The memory that a block of rows takes in computations. On a CPU it stays in cache; a GPU computes
-# a small block no faster than a large one: 50 Gaussians took 23 times their products in blocks of
-# 16 MiB.
-BLOCK_BYTES, GPU_BLOCK_BYTES = 16 * 2**20, 128 * 2**20
 
 
 class LearnedModule(nn.Module):
@@ -87,6 +83,10 @@ class LearningScorer(LearnedModule):
         """Score training rows, each as if it had not been learned from."""
         raise NotImplementedError
 
+    def score_fresh(self, inputs):
+        """Score rows that were not learned from, as `leave_one_out` does those that were."""
+        return self(*inputs)
+
     def calibrate(self, scores):
         """Return the scores of training rows, from all that `leave_one_out` gave.
 
@@ -96,53 +96,6 @@ class LearningScorer(LearnedModule):
 
     def clear_cache(self):
         """Drop what only `leave_one_out` needs."""
-
-
-def block_rows(row_bytes, device, cache_bytes=BLOCK_BYTES):
-    """Return how many rows to compute at once on a device, where each takes so many bytes."""
-    n_bytes = cache_bytes if device.type == "cpu" else GPU_BLOCK_BYTES
-    return max(1, int(min(n_bytes, get_config()["working_memory"] * 2**20) // row_bytes))
-
-
-def score_in_blocks(score, row_bytes, *inputs):
-    """Return the float64 scores of rows, computed in blocks; at once where a graph is exported.
-
-    Parameters
-    ----------
-    score : callable
-        Maps tensors of some rows to the scores of these.
-    row_bytes : int
-        The memory that it takes a row.
-    *inputs : Tensor of shape (n_samples, ...)
-        Its arguments, for all rows.
-    """
-    if torch.compiler.is_exporting():
-        return score(*inputs)
-    size = block_rows(row_bytes, inputs[0].device)
-    scores = torch.empty(len(inputs[0]), dtype=torch.float64, device=inputs[0].device)
-    # Written in place: small results that are kept between large ones leave holes in memory.
-    for part, *block in zip(scores.split(size), *(x.split(size) for x in inputs), strict=True):
-        part.copy_(score(*block))
-    return scores
-
-
-def score_in_folds(score, folds, *inputs):
-    """Return the float64 scores of rows, each by what the rows of other folds teach.
-
-    Parameters
-    ----------
-    score : callable
-        Maps a fold and tensors of its rows to the scores of these.
-    folds : Tensor of shape (n_samples,)
-        The fold of each row; see `skood.learning.moments.FoldMoments`.
-    *inputs : Tensor of shape (n_samples, ...)
-        Its arguments, for all rows.
-    """
-    scores = torch.empty(len(folds), dtype=torch.float64, device=folds.device)
-    for fold in folds.unique().tolist():
-        chosen = folds == fold
-        scores[chosen] = score(fold, *(x[chosen] for x in inputs)).double()
-    return scores
 
 
 def learned_parts(scorer):
@@ -158,6 +111,16 @@ def learned_buffers(scorer):
         for prefix, part in learned_parts(scorer).items()
         for name, buffer in part.named_buffers(prefix, recurse=False)
     }
+
+
+def unlearned(scorer):
+    """Return a scorer that may learn while this one scores: it sets other buffers."""
+    if scorer is None or not any(isinstance(part, LearnedModule) for part in scorer.modules()):
+        return scorer
+    twin = copy.copy(scorer)
+    twin._buffers = scorer._buffers.copy()
+    twin._modules = {name: unlearned(part) for name, part in scorer._modules.items()}
+    return twin
 
 
 def threshold_rows(n_rows, most):
@@ -179,7 +142,8 @@ class Training:
     source : LabelledRows or Stream
         The rows and their classes.
     body : nn.Module
-        Maps a batch of X to what the method consumes.
+        Maps a batch of X to what the method consumes. Where that depends on what is learned, its
+        attribute ``unmoved`` is what rows that are learned from pass through.
     network : Network
         The network inside of the body.
     batch_size : int or None
@@ -208,12 +172,24 @@ class Training:
     ):
         self.device = network.device
         self.random_state, self._seed = random_state, seed
-        self._source, self._body, self._network = source, body, network
+        self._network = network
+        self._body, self._body_of_scored = getattr(body, "unmoved", body), body
+        # What is scored otherwise than learned from is read twice.
+        is_read_once = self._body is body or isinstance(source, LabelledRows)
+        self._source = source if is_read_once else source.gather()
         self._batch_size, self._watch = batch_size, watch or (lambda name, n, batches: batches)
         self._store, self._keys, self._keys_read = None, None, []
         self._largest = None if compares else []
         # See `LearningScorer.learns_pixels`.
         self.by_pixel, self._maps, self.note_rows = False, None, None
+
+    def as_scored(self):
+        """Return the rows as a scorer that has learned takes them."""
+        if self._body is self._body_of_scored:
+            return self
+        twin = copy.copy(self)
+        twin._body, twin._store = self._body_of_scored, None
+        return twin
 
     def agreement(self, known=None):
         """Return how well labels and largest logits agree, once the rows have been read.
@@ -379,11 +355,6 @@ class Training:
         if n_rows >= self.n_samples:
             return self._take(np.arange(self.n_samples))
         return self._take(np.sort(self.random_state.choice(self.n_samples, n_rows, replace=False)))
-
-
-def key_seed(scorer, random_state):
-    """Return the seed of the rows' keys, of `random_state` if a scorer draws by them."""
-    return random_state.randint(2**31 - 1) if getattr(scorer, "samples_by_key", False) else 0
 
 
 def learn(scorer, training):

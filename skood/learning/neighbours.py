@@ -9,6 +9,7 @@ from torch.backends import mkldnn
 from torch.nn.functional import linear, pad
 
 from skood._warnings import warn
+from skood.learning.blocks import takes_plain_path
 from skood.learning.learning import LearningScorer
 from skood.learning.reservoir import Reservoir
 
@@ -233,7 +234,7 @@ class BankScorer(LearningScorer):
 
     def reduced(self, reduce, queries, k, own=None, with_rows=False):
         """Return what becomes of the k largest inner products of queries with the bank."""
-        if torch.compiler.is_exporting():
+        if takes_plain_path(queries):
             k = min(k, len(self.bank))
             largest, found = (queries @ self.bank.T).topk(k, sorted=False)
             return reduce(largest.double(), queries, found)

@@ -6,7 +6,8 @@ import torch
 
 from skood._warnings import warn
 from skood.functional import all_finite
-from skood.learning.learning import LearnedModule, score_in_folds
+from skood.learning.blocks import score_in_folds
+from skood.learning.learning import LearnedModule
 from skood.learning.moments import OVERFLOW
 
 # Singular values of a head below this share of the first are rounding. A softmax ignores what all

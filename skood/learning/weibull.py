@@ -130,4 +130,5 @@ def _log_shape(t, present, wanted):
 def weibull_cdf(d, least, shape, log_scale):
     """Return the distribution functions of `fit_weibull` at d."""
     moved = ((d - least) / SHIFT).clamp(min=-1.0).log1p()
-    return 1 - (-(shape * (moved - log_scale)).exp()).exp()
+    # From e⁷ on it is 1; what overflows has no gradient.
+    return 1 - (-(shape * (moved - log_scale)).clamp(max=100.0).exp()).exp()

@@ -140,7 +140,7 @@ class InputGradient(nn.Module):
     def train(self, mode=True):
         """Set the mode of all layers but those that cannot be differentiated through in it."""
         super().train(mode)
-        let_recurrent_layers_differentiate(self.body)
+        let_recurrent_layers_differentiate(self)
         return self
 
     def forward(self, x):
@@ -178,8 +178,9 @@ class Moved(nn.Module):
     gradient : nn.Module
         Maps X to the gradients of the rows' scores, as `InputGradient` does.
     step : float or Tensor
-        How far each entry is moved, one number or as many as broadcast to X; negative to lower
-        the scores. Where the gradient is 0 nothing is moved.
+        How far each entry is moved: one number, one for each entry of X's second axis, or as many
+        as broadcast to X; negative to lower the scores. Where the gradient is 0, or not a number,
+        nothing is moved.
     n_inputs : int or (float, "smallest"), default=None
         How many entries of a row are moved: those of the largest gradients; or a share of them,
         those of the smallest gradients. Of equal ones the first. None: all.
@@ -195,10 +196,26 @@ class Moved(nn.Module):
 
     def move(self, x, gradient):
         """Return rows moved by their gradients."""
+        # A row of zeros has no direction, so that what is divided by its length has no gradient.
+        gradient = gradient.nan_to_num(nan=0.0)
         signs = gradient.sign()
         if self.n_inputs is not None:
             signs = signs * self._chosen(gradient.abs())
-        return x.detach() + torch.as_tensor(self.step).to(x) * signs
+        return x.detach() + self._steps(x) * signs
+
+    def _steps(self, x):
+        """Return how far entries are moved, as a tensor that broadcasts to x."""
+        step = torch.as_tensor(self.step, dtype=x.dtype, device=x.device)
+        if step.ndim == 1:
+            step = step.view(-1, *[1] * (x.ndim - 2))
+        try:
+            return step.expand(1, *x.shape[1:])
+        except RuntimeError as error:
+            raise ValueError(
+                f"The steps by which X is moved have shape {tuple(step.shape)}, rows of X "
+                f"{tuple(x.shape[1:])}.\nGive one number, or one for each of the {x.shape[1]} "
+                "entries of X's second axis."
+            ) from error
 
     def _chosen(self, sizes):
         """Return 1 for the entries that are moved, 0 for others."""

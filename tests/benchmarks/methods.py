@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from skood import KNNDetector, NNGuideDetector
+from skood import KNNDetector, NNGuideDetector, ODINDetector
 from skood.learning.learning import LearningScorer
 from tests.benchmarks import yardsticks
 from tests.benchmarks.harness import Figure, Pair, peak_mib, seconds
@@ -20,6 +20,9 @@ TARGETS = {
                      "GENDetector", "LogitGapDetector", "KLMatchingDetector"], 1.01),
     **dict.fromkeys(["KNNDetector", "NNGuideDetector", "RelationDetector", "CFOODDetector"], 1.06),
     "RankFeatDetector": 1.3,
+    # Passes forward and back; a pass a transform.
+    **dict.fromkeys(["ODINDetector", "PerturbedDetector"], 3.2),
+    "TransformsDetector": 2.1,
     # Two passes forward and one backward, thirty of the head, ...
     **dict.fromkeys(["AdaSCALEDetector", "MCDropoutDetector", "WeiPerDetector"]),
 }  # fmt: skip
@@ -63,6 +66,8 @@ def methods(setting):
         target = TARGETS.get(detector.__name__, 1.02)
         name = f"{detector.__name__} / forward"
         yield Pair(name, partial(fitted.score_samples, X), forward, target=target)
+    score = partial(ODINDetector(net).fit(train).score_samples, X)
+    yield Pair("ODIN / by hand", score, partial(yardsticks.odin, net, X), target=1.05)
 
 
 def imagenet(setting):

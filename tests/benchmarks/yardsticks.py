@@ -27,6 +27,20 @@ def forward_backward(net, X, batch_size=32):
         torch.autograd.grad(uniform_loss(net(batch)), list(net.parameters()))
 
 
+@torch.no_grad()
+def odin(net, X, temperature=1000.0, epsilon=0.0014, batch_size=128):
+    """Move inputs by the gradient of the log-probability, and score them."""
+    scores = []
+    for batch in X.split(batch_size):
+        batch = batch.clone().requires_grad_()
+        with torch.enable_grad():
+            total = (net(batch) / temperature).log_softmax(1).amax(1).sum()
+            (gradient,) = torch.autograd.grad(total, batch)
+        moved = batch.detach() + epsilon * gradient.sign()
+        scores.append((net(moved) / temperature).softmax(1).amax(1))
+    return torch.cat(scores)
+
+
 def vmap_gradnorm(net, X, batch_size=32):
     """L1 norm of each sample's gradient, by vmap(grad) in micro-batches."""
     params = {name: p.detach() for name, p in net.named_parameters()}

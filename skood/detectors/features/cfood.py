@@ -9,8 +9,8 @@ from skood._compat import Interval
 from skood.estimators.kinds import FeatureDetector, KeepsBank
 from skood.estimators.parameters import param
 from skood.functional import lengths, radial
+from skood.learning.blocks import block_rows, score_in_blocks
 from skood.learning.gaussians import squared_distances
-from skood.learning.learning import block_rows, score_in_blocks
 from skood.learning.moments import check_squares
 from skood.learning.neighbours import BankScorer
 

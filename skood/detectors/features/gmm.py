@@ -9,6 +9,7 @@ from skood._compat import Interval, StrOptions
 from skood.estimators.kinds import FeatureDetector
 from skood.estimators.parameters import param
 from skood.functional import clip_to
+from skood.learning.blocks import block_rows, score_in_blocks, takes_plain_path
 from skood.learning.gaussians import (
     LARGEST_STRETCH,
     SLICE_COLUMNS,
@@ -26,7 +27,7 @@ from skood.learning.gaussians import (
     stack_factors,
     stretch,
 )
-from skood.learning.learning import LearningScorer, block_rows, score_in_blocks
+from skood.learning.learning import LearningScorer
 from skood.learning.moments import ClassMoments, check_squares
 
 # What differences of rows from the means take for diagonal covariances: these stay in cache.
@@ -163,7 +164,7 @@ class GMMScorer(LearningScorer):
         if self.covariance_type == "spherical":
             distances = squared_distances(rows, self.means, self.center)
             return torch.addcmul(scales, distances, self.factors[:, 0].square(), value=-0.5)
-        if torch.compiler.is_exporting():
+        if takes_plain_path(rows):
             return scales - squared_norms((rows[:, None] - self.means) * self.factors) / 2
         n_rows = block_rows(8 * self.means.numel(), rows.device, DIAG_BLOCK_BYTES)
         distances = rows.new_empty(len(rows), len(self.means))

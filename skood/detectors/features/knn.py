@@ -9,13 +9,14 @@ from skood._compat import Interval
 from skood.estimators.kinds import FeatureDetector, SearchesBank
 from skood.estimators.parameters import param
 from skood.functional import lengths, radial
+from skood.learning.blocks import takes_plain_path
 from skood.learning.moments import check_squares
 from skood.learning.neighbours import TILE, BankScorer
 
 
 def distances(queries, bank, found):
     """Return the distances (n_samples, k) of queries to rows of the bank, by differences."""
-    if torch.compiler.is_exporting():
+    if takes_plain_path(queries):
         return torch.linalg.vector_norm(queries[:, None] - bank[found], dim=2)
     far = torch.empty(found.shape, dtype=torch.float64, device=found.device)
     n_columns = max(1, TILE * TILE // queries.numel())
@@ -64,7 +65,7 @@ class KNNScorer(BankScorer):
             return smallest * lengths(inputs[0])
         queries = pad(queries - self.center, (0, 1), value=1.0)
         scores = self.reduced(self._by_products, queries, k, own)
-        if self.bank is not None and not torch.compiler.is_exporting():
+        if self.bank is not None and not takes_plain_path(queries):
             lost = scores.isnan().nonzero()[:, 0]
             if len(lost):
                 own = None if own is None else own[lost]
@@ -98,7 +99,7 @@ class KNNScorer(BankScorer):
 
     def _by_products(self, products, queries, found):
         """Return scores of queries by the products; NaN where too few digits are left in them."""
-        if torch.compiler.is_exporting():
+        if takes_plain_path(queries):
             return self._by_rows(products, queries, found)
         sizes = queries[:, :-1].double().square().sum(1, keepdim=True)
         squares = (sizes - 2 * products).clamp(min=0)

@@ -8,6 +8,7 @@ from skood._compat import Interval, StrOptions
 from skood.estimators.kinds import FeatureDetector
 from skood.estimators.parameters import param
 from skood.functional import clip_to, radial
+from skood.learning.blocks import score_in_blocks
 from skood.learning.gaussians import (
     distances_without_own,
     factor_covariance,
@@ -16,7 +17,7 @@ from skood.learning.gaussians import (
     ridges_of,
     squared_norms,
 )
-from skood.learning.learning import LearningScorer, score_in_blocks
+from skood.learning.learning import LearningScorer
 from skood.learning.moments import ClassMoments, check_squares
 from skood.learning.relative import (
     relative_directions,

@@ -9,7 +9,8 @@ from skood._compat import Interval
 from skood._warnings import warn
 from skood.estimators.kinds import HeadDetector, ScoresLogits, logit_scorer
 from skood.estimators.parameters import param
-from skood.learning.learning import LearningScorer, score_in_folds
+from skood.learning.blocks import score_in_folds
+from skood.learning.learning import LearningScorer
 from skood.learning.moments import FoldMoments
 from skood.learning.quantiles import quantile_of
 

@@ -5,7 +5,8 @@ import torch
 from skood._warnings import warn
 from skood.functional import clip_to, lengths, radial
 from skood.learning.agreement import check_some_known, row_columns
-from skood.learning.learning import LearningScorer, score_in_blocks
+from skood.learning.blocks import score_in_blocks
+from skood.learning.learning import LearningScorer
 from skood.learning.moments import check_squares
 from skood.learning.neighbours import THRESHOLD_ROWS
 from skood.learning.reservoir import Reservoir

@@ -11,8 +11,9 @@ from skood.detectors.shaping.rectify import QuantileRectify
 from skood.estimators.kinds import HeadDetector
 from skood.estimators.parameters import param
 from skood.functional import energy
+from skood.learning.blocks import block_rows, score_in_folds
 from skood.learning.class_folds import ClassFolds, folds_of, means_without
-from skood.learning.learning import LearningScorer, block_rows, score_in_folds
+from skood.learning.learning import LearningScorer
 from skood.learning.quantiles import quantile_of
 from skood.learning.states import State
 

@@ -11,7 +11,7 @@ from skood.detectors.features.cosine import cosines
 from skood.estimators.kinds import HeadDetector
 from skood.estimators.parameters import param
 from skood.functional import clip_to, tempered
-from skood.learning.learning import score_in_blocks
+from skood.learning.blocks import score_in_blocks
 
 # Differences of more than this are infinite, and of two infinite ones there is no difference.
 LARGEST_GAP = 1e150

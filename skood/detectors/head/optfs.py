@@ -10,8 +10,9 @@ from skood._compat import Interval, StrOptions
 from skood.estimators.kinds import LOGIT_SCORES, HeadDetector, logit_scorer
 from skood.estimators.parameters import param
 from skood.functional import radial
+from skood.learning.blocks import block_rows, score_in_blocks
 from skood.learning.histograms import even_edges, find_bins
-from skood.learning.learning import LearningScorer, block_rows, score_in_blocks
+from skood.learning.learning import LearningScorer
 from skood.learning.quantiles import activation_sample, quantile_of
 
 

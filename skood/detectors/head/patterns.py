@@ -6,8 +6,9 @@ from torch.nn.functional import pad
 from skood.detectors.head.hopfield import warn_of_wrong
 from skood.functional import all_finite, clip_to, lengths, radial
 from skood.learning.agreement import check_some_known, row_columns
+from skood.learning.blocks import score_in_blocks
 from skood.learning.gaussians import squared_distances
-from skood.learning.learning import LearningScorer, score_in_blocks
+from skood.learning.learning import LearningScorer
 from skood.learning.moments import OVERFLOW, check_squares
 from skood.learning.states import State
 

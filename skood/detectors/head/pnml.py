@@ -8,7 +8,8 @@ from torch.nn.functional import pad
 from skood.estimators.kinds import HeadDetector
 from skood.estimators.parameters import param
 from skood.functional import log_probabilities, radial
-from skood.learning.learning import LearningScorer, score_in_blocks
+from skood.learning.blocks import score_in_blocks
+from skood.learning.learning import LearningScorer
 from skood.learning.states import State
 from skood.learning.subspaces import principal
 

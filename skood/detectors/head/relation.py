@@ -9,6 +9,7 @@ from skood.estimators.kinds import HeadDetector, KeepsBank
 from skood.estimators.network_estimator import PoolsLayer
 from skood.estimators.parameters import param
 from skood.functional import radial, tempered
+from skood.learning.blocks import takes_plain_path
 from skood.learning.neighbours import TILE, BankScorer, inner_products
 
 
@@ -43,7 +44,7 @@ class RelationScorer(BankScorer):
     def compare(self, inputs, k, own=None):
         """Score rows by the bank, without the `own` row of each: all are in the bank, or none."""
         directions, p = self._parts(*inputs)
-        if torch.compiler.is_exporting():
+        if takes_plain_path(p):
             return self._edges(p @ self.probabilities.T, directions @ self.bank.T).mean(1)
         n_others = len(self.bank)
         if own is None:

@@ -9,8 +9,9 @@ from torch.nn.functional import linear
 from skood._compat import Interval
 from skood.estimators.kinds import HeadDetector
 from skood.estimators.parameters import param
+from skood.learning.blocks import block_rows, score_in_blocks
 from skood.learning.histograms import MeanHistogram
-from skood.learning.learning import LearningScorer, block_rows, score_in_blocks
+from skood.learning.learning import LearningScorer
 from skood.learning.neighbours import THRESHOLD_ROWS
 from skood.learning.quantiles import activation_sample
 

@@ -182,11 +182,16 @@ class LayersScorer(LearningScorer):
 
     def leave_one_out(self, inputs, class_indices, keys):
         """Score training rows without themselves; for what is to be calibrated, of each layer."""
-        scores = [
-            part.leave_one_out(rows, class_indices, keys).double()
-            for part, rows in self.each(inputs)
-        ]
-        scores = torch.stack(scores, 1)
+        return self._summed(
+            part.leave_one_out(rows, class_indices, keys) for part, rows in self.each(inputs)
+        )
+
+    def score_fresh(self, inputs):
+        """Score other rows; for what is to be calibrated, of each layer."""
+        return self._summed(part.score_fresh(rows) for part, rows in self.each(inputs))
+
+    def _summed(self, scores):
+        scores = torch.stack([of_layer.double() for of_layer in scores], 1)
         return self.combined(scores) if self.combine in ("sum", "concat") else scores
 
     def calibrate(self, scores):

@@ -6,7 +6,8 @@ from skood._compat import StrOptions
 from skood.estimators.kinds import LogitsDetector
 from skood.estimators.parameters import param
 from skood.functional import clip_to, log_probabilities
-from skood.learning.learning import LearningScorer, score_in_blocks
+from skood.learning.blocks import score_in_blocks
+from skood.learning.learning import LearningScorer
 from skood.learning.states import LogSums, State
 
 

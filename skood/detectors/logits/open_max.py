@@ -9,8 +9,8 @@ from skood.estimators.kinds import LogitsDetector
 from skood.estimators.parameters import param
 from skood.functional import clip_to, radial
 from skood.learning.agreement import logit_columns
+from skood.learning.blocks import score_in_blocks
 from skood.learning.gaussians import squared_norms
-from skood.learning.learning import score_in_blocks
 from skood.learning.moments import check_squares, group_means
 from skood.learning.sampled import SampledScorer
 from skood.learning.thresholds import N_ULPS, epsilon

@@ -8,7 +8,8 @@ from skood._compat import StrOptions
 from skood.estimators.kinds import ClassifierDetector
 from skood.estimators.parameters import param
 from skood.functional import entropy, log_odds, log_probabilities
-from skood.learning.learning import LearnedModule, score_in_blocks
+from skood.learning.blocks import score_in_blocks
+from skood.learning.learning import LearnedModule
 
 # Scores of the mean probability, which its logarithm tells as logits do.
 OF_THE_MEAN = {"msp": log_odds, "entropy": entropy}

@@ -3,8 +3,9 @@
 import torch
 
 from skood.functional import tempered
+from skood.learning.blocks import score_in_blocks
 from skood.learning.gaussians import squared_distances, squared_norms
-from skood.learning.learning import LearningScorer, score_in_blocks
+from skood.learning.learning import LearningScorer
 from skood.learning.moments import ClassSums, check_squares
 
 

@@ -1,0 +1,1 @@
+"""Methods that score inputs which were moved or transformed."""
