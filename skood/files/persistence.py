@@ -362,8 +362,7 @@ def _as_plain(value):
         return str(value)
     name = type(value).__name__
     if CLASSES.get(name) is type(value):
-        # Its network is that of the detector around it.
-        params = {k: v for k, v in value.get_params(deep=False).items() if k != "model"}
+        params = {**value.get_params(deep=False), "model": None}
         return {"class": name, "params": {k: _encode(f"{k} of {name}", params[k]) for k in params}}
     raise TypeError(f"{type(value).__name__} is no such value")
 

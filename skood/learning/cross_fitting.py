@@ -107,9 +107,14 @@ class CrossFitted(WrappedScorer):
         for fold in present:
             # All rows where no row is in another fold, as when all rows are equal.
             others = [folds[other] for other in present if other != fold] or folds
-            self.without[fold] = unlearned(self.scorer)
-            with silent():
-                self.without[fold].finalize(merged(others), classes)
+            twin = unlearned(self.scorer)
+            try:
+                with silent():
+                    twin.finalize(merged(others), classes)
+            except ValueError:
+                # These rows are too few, such as those of one class of two.
+                twin = self.scorer
+            self.without[fold] = twin
 
     def clear_cache(self):
         """Drop what only learning needs."""
@@ -141,5 +146,7 @@ def scorer_of_changed_rows(scorer):
 
     That of others leaves rows out by their keys.
     """
-    learns = isinstance(scorer, LearningScorer)
-    return CrossFitted(scorer) if learns and not scorer.needs_row_keys else scorer
+    if not isinstance(scorer, LearningScorer):
+        return scorer
+    by_keys = scorer.needs_row_keys and not scorer.subtracts_inputs
+    return scorer if by_keys else CrossFitted(scorer)

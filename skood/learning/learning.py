@@ -47,6 +47,8 @@ class LearningScorer(LearnedModule):
     n_threshold_rows: int | None = None
     # Whether `update` takes keys; whether a sample of the rows is drawn by them; and folds.
     needs_row_keys = samples_by_key = folds_by_key = False
+    # Whether `leave_one_out` takes the inputs of rows out of sums, though it gets keys.
+    subtracts_inputs = False
     # Whether inputs that are maps (n_samples, H, W) come with one more, which tells the pixels that
     # count: those whose label is neither negative nor 255.
     learns_pixels = False

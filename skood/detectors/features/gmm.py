@@ -80,7 +80,8 @@ class GMMScorer(LearningScorer):
         if state.shape == "tied":
             divisors, names = n_rows[None], ["all classes"]
         else:
-            divisors = counts
+            # A class may have no row in nine folds of ten.
+            divisors = counts.clamp(min=1)
             names = ["all rows"] if classes is None else [f"class {label!s}" for label in classes]
         solved = [
             factor_covariance(scatter, divisor, ridge, least_ridge, name)

@@ -20,7 +20,7 @@ class OptFSScorer(LearningScorer):
     """Features → their contributions to the predicted logit, each weighted by its bin."""
 
     learned = ("edges", "theta")
-    needs_row_keys = True
+    needs_row_keys = subtracts_inputs = True
 
     def __init__(self, head, n_bins, tails, logit_score):
         super().__init__()

@@ -32,7 +32,7 @@ class WeiPerScorer(LearningScorer):
     """Features → minus the divergences of their histograms, plus the confidence of the heads."""
 
     learned = ("weight",)
-    needs_row_keys = True
+    needs_row_keys = subtracts_inputs = True
     # A row takes n_heads products with the head's weights.
     n_threshold_rows = THRESHOLD_ROWS
 

@@ -29,6 +29,7 @@ class OpenMaxScorer(SampledScorer):
     """Logits → log-odds of the known classes against the unknown one."""
 
     learned = ("means", "directions", "least", "shapes", "log_scales")
+    subtracts_inputs = True
 
     def __init__(self, tail, alpha, euclidean, cosine, log, classes):
         super().__init__()
