@@ -18,6 +18,9 @@ from skood import (
     MCDropoutDetector,
     NACDetector,
     NNGuideDetector,
+    ODINDetector,
+    PerturbedDetector,
+    TransformsDetector,
 )
 from tests import references as ref
 from tests.detectors.test_ash import ash_scores
@@ -25,7 +28,7 @@ from tests.detectors.test_gmm import gmm_fit, gmm_scores
 from tests.detectors.test_gradnorm import gradnorm_head
 from tests.detectors.test_nnguide import nnguide
 from tests.networks import MLP, seeded
-from tests.registry import DETECTORS
+from tests.registry import DEFAULTS, each
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The features are signed", "ignore:There is a performance drop", "ignore:k="
@@ -136,22 +139,26 @@ def test_an_unfitted_skorch_net_takes_a_dict(text):
     assert np.isfinite(GMMDetector(net, reg_covar=0.1).fit(X, y).score_samples(X)).all()
 
 
-@pytest.mark.parametrize("cls", DETECTORS)
-def test_bad_dicts(cls, text):
-    net, X, y = text
+@each(DEFAULTS)
+def test_bad_dicts(detector, text):
+    (net, X, y), cls = text, type(detector)
+
+    def of(model):
+        return clone(detector).set_params(model=model)
+
     with pytest.raises(ValueError, match="entries have different numbers of rows"):
-        cls(net).fit({**X, "mask": X["mask"][:5]}, y)
+        of(net).fit({**X, "mask": X["mask"][:5]}, y)
     with pytest.raises(TypeError, match="X is a dict of arrays"):
-        cls(nn.Linear(4, 3)).fit(X, y)
+        of(nn.Linear(4, 3)).fit(X, y)
     with pytest.raises(ValueError, match="X.'mask'. contains NaN"):
-        cls(net).fit({**X, "mask": np.full_like(X["mask"], np.nan)}, y)
+        of(net).fit({**X, "mask": np.full_like(X["mask"], np.nan)}, y)
     with pytest.raises(ValueError, match="Text fails on two rows of X, words of shape"):
-        cls(net).fit({"words": X["input_ids"]}, y)
+        of(net).fit({"words": X["input_ids"]}, y)
     with pytest.raises(TypeError, match="X is a dict of arrays"):
-        cls().fit(X, y)
-    if cls is AdaSCALEDetector:
-        with pytest.raises(ValueError, match="takes a dict of arrays, which cannot be moved"):
-            cls(net).fit(X, y)
+        of(None).fit(X, y)
+    if cls in (AdaSCALEDetector, ODINDetector, PerturbedDetector, TransformsDetector):
+        with pytest.raises(ValueError, match="which cannot be moved|take arrays of floats"):
+            of(net).fit(X, y)
         return
     # The network has no dropout of its own.
     params = {"rate": 0.5} if cls is MCDropoutDetector else {}

@@ -8,7 +8,8 @@ from torch import nn
 from skood import WeiPerDetector
 from skood.detectors.head import weiper
 from skood.detectors.head.weiper import perturbed_weights
-from skood.learning import learning, quantiles
+from skood.learning import blocks as sized
+from skood.learning import quantiles
 from tests import references as ref
 from tests.detectors import Method
 from tests.networks import seeded
@@ -135,7 +136,7 @@ def test_blocks_of_rows_and_of_heads(rows, monkeypatch):
     """At a time 3 rows are in memory, or what 2 of the 5 heads make of them."""
     head, H, X = rows
     whole = WeiPerDetector(head, n_heads=5).fit(H)
-    for module in (learning, weiper):
+    for module in (sized, weiper):
         by_size = lambda n_bytes, device: 3 if n_bytes == whole.scorer_.row_bytes else 2  # noqa: E731
         monkeypatch.setattr(module, "block_rows", by_size)
     heads = [len(part[0]) for part in whole.scorer_.logits(torch.as_tensor(X))]
