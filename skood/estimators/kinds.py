@@ -1,6 +1,6 @@
 """Bases of detectors by what their methods consume: features, logits, both, or a layer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 
 import torch
@@ -110,6 +110,70 @@ class MeasuresResidual(DeclaresParameters):
 
     def _fitted_attributes(self, scorer):
         return {"n_components_": scorer.residual.n_components_}
+
+
+class ReadsLayers(DeclaresParameters):
+    """Mixin of detectors that read several layers in one pass.
+
+    Parameters
+    ----------
+    layers : sequence of str or None, default=None
+        Names of submodules, and None for what enters the last linear layer.
+    channel_axis : int, sequence of int or None, default=None
+        The axis of a layer's output that holds the channels, where it has positions too: 1 for
+        (n, C, H, W) and (n, C, L), -1 for (n, H, W, C) and (n, T, C); one for all layers, or one a
+        layer. None: what the layers of torch inside of it or before it tell; a warning says where
+        it was guessed.
+    """
+
+    layers: Sequence[str | None] | None = param(list, tuple, None, default=None, kw_only=False)
+    channel_axis: int | Sequence[int | None] | None = param(
+        Integral, "array-like", None, default=None
+    )
+
+    def _layers_and_axes(self, default):
+        """Return the names of the layers, `default` where none are given, and an axis for each."""
+        layers = list(default if self.layers is None else self.layers)
+        if len(set(layers)) < len(layers) or not layers:
+            raise ValueError(f"layers={layers} must name at least one layer, each once.")
+        return layers, per_layer(self.channel_axis, len(layers), "channel_axis")
+
+
+def per_layer(value, n_layers, name="value"):
+    """Return a parameter as a list of one value a layer, or raise if it has another number."""
+    if value is None or isinstance(value, (str, Real)):
+        return [value] * n_layers
+    if len(value) != n_layers:
+        raise ValueError(
+            f"{name} has {len(value)} entries for {n_layers} layers: give one value, or one a "
+            "layer in the order of `layers`."
+        )
+    return list(value)
+
+
+class ReadsStages(ReadsLayers):
+    """Mixin of detectors that read several layers, those that stand for the network without names.
+
+    Parameters
+    ----------
+    layers : sequence of str or None, default=None
+        Names of submodules, and None for what enters the last linear layer. Without a sequence the
+        last layer of each size of maps, such as layer1, layer2, layer3 and layer4 of a ResNet; the
+        features alone where there are no maps, as in transformers and without a network.
+
+    Attributes
+    ----------
+    layers_ : list of str or None
+        The layers in use.
+    """
+
+    @property
+    def looks_inside(self) -> bool:
+        """True unless `layers` name no other than what enters the last linear layer."""
+        return self.layers is None or list(self.layers) != [None]
+
+    def _fitted_attributes(self, scorer):
+        return {"layers_": scorer.layers}
 
 
 class FeatureDetector(PoolsLayer, BaseDetector):

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from skood._compat import Interval, StrOptions
 from skood._warnings import warn
-from skood.estimators.kinds import ClassifierDetector
+from skood.estimators.kinds import ClassifierDetector, ReadsLayers, per_layer
 from skood.estimators.parameters import param
 from skood.functional import kl_to_uniform_grad, pool
 from skood.learning.learning import LearningScorer
@@ -190,12 +190,6 @@ class NACScorer(LearningScorer):
         return self._coverage(self.counts - 1, self._cells(inputs))
 
 
-def per_layer(value, n_layers):
-    """Return a value, or a list of one a layer, as a list."""
-    single = value is None or isinstance(value, (str, Real))
-    return [value] * n_layers if single else list(value)
-
-
 def find_bins(states, edges, bins):
     """Return the bin that each state falls into."""
     if bins == "geometric":
@@ -260,7 +254,7 @@ def auto_alpha(products, edges, bins, n_bins):
     return alpha
 
 
-class NACDetector(ClassifierDetector):
+class NACDetector(ReadsLayers, ClassifierDetector):
     r"""Neuron activation coverage (NAC-UE): how often training rows put neurons in these states.
 
     For a layer with output :math:`z` the state of a neuron is
@@ -290,10 +284,6 @@ class NACDetector(ClassifierDetector):
         of its gradient, then their product; tokens that are 0 in ``X["attention_mask"]`` do not
         count. "product", pytorch-ood: the mean of the product over
         maps, tokens flattened.
-    channel_axis : int, list of int or None, default=None
-        The axis of a layer's output that holds the neurons, where it has positions too: 1 for
-        (n, C, H, W) and (n, C, L), -1 for (n, H, W, C) and (n, T, C); or one a layer. None: what
-        the layers of torch inside of it or before it tell; a warning says where it was guessed.
     random_state : int, RandomState or None, default=None
         Draws the pilot sample for "auto", and the k-means clusters that stand in for classes
         where ``model=None`` gets no y.
@@ -343,7 +333,6 @@ class NACDetector(ClassifierDetector):
     array([ 1, -1])
     """
 
-    layers: Sequence[str | None] | None = param(list, tuple, None, default=None, kw_only=False)
     n_bins: int | Sequence[int] = param(
         Interval(Integral, 2, None, closed="left"), "array-like", default=50
     )
@@ -361,9 +350,6 @@ class NACDetector(ClassifierDetector):
     )
     bins: str = param(StrOptions({"log", "geometric"}), default="log")
     pooling: str = param(StrOptions({"separate", "product"}), default="separate")
-    channel_axis: int | Sequence[int | None] | None = param(
-        Integral, "array-like", None, default=None
-    )
 
     def _threshold(self, scores, *args):
         """Return the threshold; warn where it cannot tell rows apart."""
@@ -380,9 +366,7 @@ class NACDetector(ClassifierDetector):
         return super()._threshold(scores, *args)
 
     def _build(self, network):
-        layers = [None] if self.layers is None else list(self.layers)
-        if len(set(layers)) < len(layers) or not layers:
-            raise ValueError(f"layers={layers} must name at least one layer, each once.")
+        layers, axes = self._layers_and_axes([None])
         for name in ("n_bins", "alpha", "o_star"):
             check_per_layer(name, getattr(self, name), len(layers))
         for n in per_layer(self.n_bins, len(layers)):
@@ -396,7 +380,6 @@ class NACDetector(ClassifierDetector):
                     f"n_bins={n} must be even and at least 4 with bins='log', whose edges are "
                     "symmetric around 0.5."
                 )
-        axes = check_number("channel_axis", self.channel_axis, len(layers))
         settings = (len(layers), self.bins, self.n_bins, self.alpha, self.o_star)
         if layers == [None]:
             return network.features(), NACScorer(network.head, *settings)
@@ -408,20 +391,9 @@ class NACDetector(ClassifierDetector):
         return body, NACScorer(None, *settings)
 
 
-def check_number(name, value, n_layers):
-    """Return a parameter as a list of one value a layer, or raise if it has another number."""
-    values = per_layer(value, n_layers)
-    if len(values) != n_layers:
-        raise ValueError(
-            f"{name} has {len(values)} entries for {n_layers} layers: give one number, or one a "
-            "layer in the order of `layers`."
-        )
-    return values
-
-
 def check_per_layer(name, value, n_layers):
     """Raise unless a parameter is valid, once or once a layer."""
-    for entry in check_number(name, value, n_layers):
+    for entry in per_layer(value, n_layers, name):
         if name == "n_bins":
             valid, what = isinstance(entry, Integral) and entry >= 2, "integers from 2 on"
         else:

@@ -1,7 +1,6 @@
 """Several layers: a detector on features at each, and their scores combined."""
 
 from collections.abc import Sequence
-from numbers import Integral
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from skood._typing import RandomState
 from skood._warnings import warn
 from skood.detectors.features.knn import KNNDetector
 from skood.estimators.base import BaseDetector
-from skood.estimators.kinds import FeatureDetector
+from skood.estimators.kinds import FeatureDetector, ReadsStages, per_layer
 from skood.estimators.parameters import param
 from skood.functional import clip_to, pool, radial
 from skood.learning.learning import LearningScorer
@@ -216,7 +215,7 @@ class LayersScorer(LearningScorer):
         return self.combined(scores)
 
 
-class LayersDetector(BaseDetector):
+class LayersDetector(ReadsStages, BaseDetector):
     r"""A detector on features at each of several layers of a network, their scores combined.
 
     What a layer gives is averaged over positions and, by default, given length 1. Each layer has a
@@ -253,16 +252,11 @@ class LayersDetector(BaseDetector):
     pool : {"avg", "max", "avg_std", "flatten"}, default="avg"
         What is taken of maps: the average or maximum of each channel, average and standard
         deviation side by side, or all entries.
-    channel_axis : int, sequence of int or None, default=None
-        The axis of the layers' outputs that holds the channels, one for all or one a layer. None:
-        what the layers of torch inside of them or before them tell.
     random_state : int, RandomState or None, default=None
         Draws the rows of banks.
 
     Attributes
     ----------
-    layers_ : list of str or None
-        The layers in use.
     scorer_ : nn.Module
         Maps the features of the layers to scores; ``scorer_.parts`` are those of each.
 
@@ -307,15 +301,11 @@ class LayersDetector(BaseDetector):
     ['body.5', 'body']
     """
 
-    layers: Sequence[str | None] | None = param(list, tuple, None, default=None, kw_only=False)
     detector: FeatureDetector | None = param(default=None)
     combine: str = param(StrOptions({"sum", "concat", "std", "fisher", "min"}), default="sum")
     weights: Sequence[float] | None = param("array-like", None, default=None)
     normalize: bool = param("boolean", default=True)
     pool: str = param(StrOptions(set(POOLS)), default="avg")
-    channel_axis: int | Sequence[int | None] | None = param(
-        Integral, "array-like", None, default=None
-    )
     random_state: RandomState = param("random_state", default=None)
 
     _needs_logits = False
@@ -343,18 +333,9 @@ class LayersDetector(BaseDetector):
         return detector
 
     def _build(self, network):
-        layers = list(network.stages() if self.layers is None else self.layers)
-        if len(set(layers)) < len(layers) or not layers:
-            raise ValueError(f"layers={layers} must name at least one layer, each once.")
-        axes = self.channel_axis
-        axes = [axes] * len(layers) if axes is None or isinstance(axes, Integral) else list(axes)
-        for name, values in (("channel_axis", axes), ("weights", self.weights)):
-            if values is not None and len(values) != len(layers):
-                raise ValueError(
-                    f"{name} has {len(values)} entries for {len(layers)} layers, {layers}."
-                )
+        layers, axes = self._layers_and_axes(network.stages())
         if self.weights is not None:
-            weights = np.asarray(self.weights, dtype=np.float64)
+            weights = np.asarray(per_layer(self.weights, len(layers), "weights"), dtype=np.float64)
             if not (np.isfinite(weights) & (weights > 0)).all():
                 raise ValueError(f"weights must be positive numbers, got {self.weights}.")
             if self.combine in ("concat", "min"):
@@ -368,4 +349,4 @@ class LayersDetector(BaseDetector):
 
     def _fitted_attributes(self, scorer):
         self._part()._fitted_attributes(scorer.parts[0])
-        return {"layers_": scorer.layers}
+        return super()._fitted_attributes(scorer)
