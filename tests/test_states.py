@@ -67,12 +67,20 @@ class TestStates:
         return whole
 
     def test_extremes(self, logs):
-        values, groups = logs
-        found = self.filled(lambda: Extremes(4, 4, values.dtype, "cpu"), values, groups)
+        """The two least and largest, equal ones and groups of one row and of none among them."""
+        values, groups = logs[0].clamp(-300, 300), logs[1].clone()
+        groups[-1] = 3
+        found = self.filled(lambda: Extremes(5, 4, values.dtype, "cpu"), values, groups)
         for k in range(3):
-            assert torch.equal(found.low[k], values[groups == k].amin(0))
-            assert torch.equal(found.high[k], values[groups == k].amax(0))
-        assert found.low[3].tolist() == [np.inf] * 4 and found.high[3].tolist() == [-np.inf] * 4
+            ordered = values[groups == k].sort(0).values
+            assert torch.equal(found.low[k], ordered[:2])
+            assert torch.equal(found.high[k], ordered[-2:].flip(0))
+        assert (ordered[0] == ordered[1]).any()
+        assert torch.equal(found.low[3, 0], values[-1]) and torch.equal(
+            found.high[3, 0], values[-1]
+        )
+        assert (found.low[3, 1] == torch.inf).all() and (found.high[3, 1] == -torch.inf).all()
+        assert (found.low[4] == torch.inf).all() and (found.high[4] == -torch.inf).all()
 
     def test_log_sums(self, logs):
         """Of e⁻¹⁰⁰⁰ and e¹⁰⁰⁰, and of zeros."""

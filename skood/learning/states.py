@@ -88,12 +88,13 @@ class StateList(State):
 
 
 class Extremes(State):
-    """The smallest and largest value of each column, for each of some groups of rows.
+    """The two smallest and two largest values of each column, for each of some groups of rows.
 
     Parameters
     ----------
     n_groups, n_columns : int
-        The shape of the attributes `low` and `high`: ∞ and -∞ where there are no rows.
+        The attributes `low` and `high` are (n_groups, 2, n_columns): the smallest first, and the
+        largest first; ∞ and -∞ where there are fewer rows.
     dtype, device : torch.dtype, torch.device
         Of the columns.
     per_class : bool, default=False
@@ -101,12 +102,19 @@ class Extremes(State):
     """
 
     def __init__(self, n_groups, n_columns, dtype, device, per_class=False):
-        # As the largest of -x the smallest is combined as the largest is.
+        # As the largest of -x the smallest are combined as the largest are.
         names = ("high", "negative_low")
-        values = torch.full((2, n_groups, n_columns), -torch.inf, dtype=dtype, device=device)
+        values = torch.full((2, n_groups, 2, n_columns), -torch.inf, dtype=dtype, device=device)
         super().__init__(names if per_class else (), **dict(zip(names, values, strict=True)))
 
-    combine, neutral = staticmethod(torch.maximum), -torch.inf
+    @staticmethod
+    def combine(one, other):
+        """Return the two largest of four, each two in descending order."""
+        (first, second), (third, fourth) = one.unbind(-2), other.unbind(-2)
+        rest = torch.maximum(torch.minimum(first, third), torch.maximum(second, fourth))
+        return torch.stack([torch.maximum(first, third), rest], -2)
+
+    neutral = -torch.inf
 
     @property
     def low(self):
@@ -115,9 +123,24 @@ class Extremes(State):
 
     def update(self, values, groups):
         """Add rows (n_samples, n_columns), each to its group (n_samples,)."""
-        index = groups[:, None].expand_as(values)
-        self.high.scatter_reduce_(0, index, values, "amax")
-        self.negative_low.scatter_reduce_(0, index, -values, "amax")
+        # A batch holds few of many groups.
+        present, groups = groups.unique(return_inverse=True)
+        for kept, signed in ((self.high, values), (self.negative_low, -values)):
+            kept[present] = self.combine(kept[present], two_largest(signed, groups, len(present)))
+
+
+def two_largest(values, groups, n_groups):
+    """Return the two largest values of each column in each group, (n_groups, 2, n_columns)."""
+    n_rows, n_columns = values.shape
+    index = groups[:, None].expand_as(values)
+    none = values.new_full((n_groups, n_columns), -torch.inf)
+    first = none.scatter_reduce(0, index, values, "amax")
+    # One row that holds it; another may too.
+    rows = torch.arange(n_rows, device=values.device)[:, None].expand_as(values)
+    holds = torch.where(values == first[groups], rows, -1)
+    holder = holds.new_full((n_groups, n_columns), -1).scatter_reduce(0, index, holds, "amax")
+    rest = values.masked_fill(holder[groups] == rows, -torch.inf)
+    return torch.stack([first, none.scatter_reduce(0, index, rest, "amax")], 1)
 
 
 class LogSums(State):
