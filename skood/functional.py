@@ -313,7 +313,7 @@ def pool(
     if channel_axis % ndim == 0:
         raise ValueError(f"channel_axis={channel_axis} is the axis of the samples.")
     positions = tuple(axis for axis in range(1, ndim) if axis != channel_axis % ndim)
-    counts = _counting_positions(activations.shape, positions, mask)
+    counts = counting_positions(activations.shape, positions, mask)
     if how == "token":
         if positions != (1,):
             raise ValueError(
@@ -336,7 +336,7 @@ def pool(
     return reduced / counts.to(dtype).mean(positions) if how == "avg" else reduced
 
 
-def _counting_positions(shape, positions, mask):
+def counting_positions(shape, positions, mask):
     """Return a mask of tokens as a bool tensor that broadcasts to a shape; None if it does not."""
     if mask is None or mask.ndim != 2:
         return None

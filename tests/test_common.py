@@ -99,10 +99,13 @@ def checks(detectors, kind, names=None):
         agreement = method_of(detector).agreement
         for _, check in detector_checks(detector, kinds=[kind], agreement=agreement):
             name = name_of_check(check)
-            if names is None or name.partition("(")[0] in names:
-                of_input = name.partition("(")[0] in CHECKS_OF_INPUT or needs_gpu(check)
+            short = name.partition("(")[0]
+            if names is None or short in names:
+                of_input = short in CHECKS_OF_INPUT or needs_gpu(check)
                 seldom = of_input and type(detector) not in KINDS
-                marks = pytest.mark.nightly if seldom else ()
+                reason = method_of(detector).excused.get(short)
+                marks = [pytest.mark.nightly] if seldom else []
+                marks += [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
                 case = pytest.param(detector, check, marks=marks, id=f"{name_of(detector)}-{name}")
                 cases.append(case)
     return cases

@@ -31,6 +31,7 @@ from skood.detectors.head.weiper import WeiPerDetector
 from skood.detectors.inputs.odin import ODINDetector
 from skood.detectors.inputs.perturbed import PerturbedDetector
 from skood.detectors.inputs.transforms import TransformsDetector
+from skood.detectors.layers.gram import GramDetector
 from skood.detectors.layers.nac import NACDetector
 from skood.detectors.layers.several import LayersDetector
 from skood.detectors.logits.deep_ensemble import DeepEnsembleDetector
@@ -69,6 +70,7 @@ __all__ = [
     "GAIADetector",
     "GENDetector",
     "GMMDetector",
+    "GramDetector",
     "GrOODDetector",
     "GradNormDetector",
     "IGEOODDetector",

@@ -100,7 +100,10 @@ class NetworkServices:
             self.require_logits(maps=True)
         axes = self._channel_axes(names, channel_axes, how)
         if self.takes_features:
-            return KeptOfFeatures(len(names), how, self.head if with_logits else None)
+            body = KeptOfFeatures(len(names), how, self.head if with_logits else None)
+            if with_logits:
+                body.register_forward_hook(lambda *call: self.largest_logits.note(call[2][-1]))
+            return body
         head_name = self._place_of_features(names)
         return LayersReader(private_copy(self.module), names, how, axes, head_name, with_logits)
 

@@ -19,10 +19,10 @@ TARGETS = {
     **dict.fromkeys(["MSPDetector", "MaxLogitDetector", "EnergyDetector", "EntropyDetector",
                      "GENDetector", "LogitGapDetector", "KLMatchingDetector"], 1.01),
     **dict.fromkeys(["KNNDetector", "NNGuideDetector", "RelationDetector", "CFOODDetector"], 1.06),
-    "RankFeatDetector": 1.3,
     # Passes forward and back; a pass a transform.
     **dict.fromkeys(["ODINDetector", "PerturbedDetector"], 3.2),
     "TransformsDetector": 2.1,
+    **dict.fromkeys(["GramDetector", "RankFeatDetector"], 1.3),
     # Two passes forward and one backward, thirty of the head, ...
     **dict.fromkeys(["AdaSCALEDetector", "MCDropoutDetector", "WeiPerDetector"]),
 }  # fmt: skip

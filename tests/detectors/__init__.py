@@ -28,6 +28,8 @@ class Method:
     refuses : dict
         What the error says on kinds of network, those of `tests.test_kinds_of_network`, on which
         the method with its defaults does not work; None where it does.
+    excused : dict
+        Why checks fail, by their names.
     """
 
     settings: dict[str, BaseDetector]
@@ -36,6 +38,7 @@ class Method:
     fixed: dict = field(default_factory=dict)
     gives_maps: bool = False
     refuses: dict = field(default_factory=dict)
+    excused: dict = field(default_factory=dict)
 
     def refused(self, kind):
         """Return what the error says on a kind of network; None where the method works."""
