@@ -2,7 +2,8 @@
 
 import torch
 
-from skood.learning.learning import LearnedModule, block_rows
+from skood.learning.blocks import block_rows
+from skood.learning.learning import LearnedModule
 from skood.learning.states import Extremes, State, StateList
 
 

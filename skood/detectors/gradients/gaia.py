@@ -8,8 +8,7 @@ from torch import nn
 
 from skood._compat import StrOptions
 from skood._warnings import warn
-from skood.detectors.layers.nac import check_number
-from skood.estimators.kinds import ClassifierDetector
+from skood.estimators.kinds import ClassifierDetector, per_layer
 from skood.estimators.parameters import param
 from skood.functional import clip_to, kl_to_uniform_grad, pool
 from skood.network.gradients import FEATURES
@@ -171,7 +170,7 @@ class GAIADetector(ClassifierDetector):
             )
         if len(set(layers)) < len(layers) or not layers or None in layers:
             raise ValueError(f"layers={layers} must name at least one submodule, each once.")
-        axes = check_number("channel_axis", self.channel_axis, len(layers))
+        axes = per_layer(self.channel_axis, len(layers), "channel_axis")
         if self.variant == "a":
             how = {"of": FEATURES, "channel_axes": axes}
             body = network.gradients(layers, of_the_mean, mean_gradient, **how)

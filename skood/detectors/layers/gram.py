@@ -13,8 +13,9 @@ from skood.estimators.kinds import ClassifierDetector, ReadsStages
 from skood.estimators.parameters import param
 from skood.functional import clip_to, counting_positions, msp
 from skood.learning.agreement import check_some_known, row_columns
+from skood.learning.blocks import block_rows, score_in_blocks, takes_plain_path
 from skood.learning.bounds import ClassBounds
-from skood.learning.learning import LearningScorer, block_rows, score_in_blocks
+from skood.learning.learning import LearningScorer
 from skood.learning.moments import check_squares
 from skood.learning.thresholds import N_ULPS
 from skood.network.modules import Pool
@@ -41,7 +42,7 @@ def gram_sums(z, powers):
         The square roots, with sign, of the sums g: these are as large as squares of z, which
         float32 might not hold.
     """
-    if torch.compiler.is_exporting() or z.requires_grad:
+    if takes_plain_path(z):
         return roots_of_sums(z, powers)
     # Each power reads and writes as much as z: in cache that takes a quarter of the time.
     size = block_rows(8 * z.shape[1] * z.shape[2] * z.element_size(), z.device)
