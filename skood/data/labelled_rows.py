@@ -43,6 +43,11 @@ class LabelledRows:
         # All rows need no copy.
         return self._rows.take(slice(None) if len(index) == len(self._rows) else index)
 
+    def labels_of(self, positions):
+        """Return labels of pixels, or None; classes, or None, and the class index of each row."""
+        maps = None if self.maps is None else self.maps[positions]
+        return maps, self.classes, self.class_indices[positions]
+
     def head(self, n_rows):
         """Return the first of them."""
         return self._rows.take(self._index[:n_rows])

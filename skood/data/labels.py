@@ -241,6 +241,34 @@ def map_kinds(y):
     return np.where(y < 0, -1, np.where(y == IGNORED, 0, 1))
 
 
+def maps_at(y, size, row_shape):
+    """Return label maps as numpy, at the size of maps of scores.
+
+    Larger ones, of the size of X or a whole multiple of `size`, give each pixel the label that is
+    nearest to its centre.
+
+    Parameters
+    ----------
+    y : array of shape (n_samples, H, W)
+        Labels of pixels.
+    size : tuple of int
+        Height and width of the scores.
+    row_shape : tuple
+        Of the rows of X.
+    """
+    y, size = move_to_numpy(y), tuple(size)
+    given = y.shape[1:]
+    if given != row_shape[-len(size) :] and given != tuple(given[0] // size[0] * n for n in size):
+        raise ValueError(
+            f"y holds labels of pixels, of shape {y.shape}, and scores are maps of shape {size}.\n"
+            "Give labels of that size, of a whole multiple of it, or of the size of X."
+        )
+    for axis, n in enumerate(size, start=1):
+        if n != y.shape[axis]:
+            y = y.take(((np.arange(n) + 0.5) * y.shape[axis] / n).astype(np.int64), axis)
+    return y
+
+
 def encode_labels(y, n_samples, least=2):
     """Split y into in-distribution rows, classes and class indices.
 

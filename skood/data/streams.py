@@ -145,8 +145,10 @@ class Stream:
                 f"drop_last=True: {dropped} rows of X, which do not fill a batch, are not read. "
                 "Use a loader with drop_last=False."
             )
-        self._loader, self._labels = data, []
-        self._n_read = self._n_kept = 0
+        self._loader, self._labels, self._last = data, [], None
+        self._n_read = self._n_kept = self._n_labelled = 0
+        # Whether label maps are handed on with their batch alone; all of them take more than X.
+        self.forgets_maps = False
         self._pairs = map(self._split, data)
         try:
             self._first = next(self._pairs, None)
@@ -227,12 +229,14 @@ class Stream:
 
     def _keep(self, y, n_rows):
         """Note the labels of a batch; return the rows to take, None for all."""
+        self._last = y
         if y is None:
             return None
-        y = move_to_numpy(y) if is_label_map(y) else as_labels(y)
+        self._last = y = move_to_numpy(y) if is_label_map(y) else as_labels(y)
         if len(y) != n_rows:
             raise ValueError(f"A batch of X has {n_rows} rows and {len(y)} labels.")
-        self._labels.append(y)
+        self._n_labelled += n_rows
+        self._labels.append(y[:0] if self.forgets_maps and is_label_map(y) else y)
         return np.flatnonzero(~is_ood(y)) if self._least is not None and y.ndim == 1 else None
 
     def batches(self, batch_size, *, device, dtype, own=False):
@@ -256,12 +260,19 @@ class Stream:
         X = dict(zip(names, arrays, strict=True)) if self.is_named else arrays[0]
         return LabelledRows(Rows(self._estimator, X, reset=False), self.labels)
 
+    def labels_of(self, positions):
+        """Return the labels of the last batch, as `LabelledRows` does."""
+        maps = self._last if is_label_map(self._last) else None
+        y = None if maps is not None else self._last
+        n_rows = positions.stop - positions.start if y is None else len(y)
+        return maps, *encode_labels(y, n_rows, 0)[1:]
+
     @property
     def labels(self):
         """The labels of all rows, in order, once they have been read; None without."""
         if not self._labels:
             return None
-        if sum(map(len, self._labels)) != self._n_read:
+        if self._n_labelled != self._n_read:
             raise ValueError("Some batches of X come with labels and some without.")
         return np.concatenate(self._labels)
 

@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from itertools import chain
 from numbers import Real
 from typing import Self
 
@@ -25,6 +26,7 @@ from skood.estimators.parameters import param
 from skood.estimators.scoring import ScoresRows, apply
 from skood.estimators.threshold import MovesThreshold
 from skood.functional import all_finite, clip_to
+from skood.learning.accumulated import AccumulatedState
 from skood.learning.keys import key_seed
 from skood.learning.learning import (
     LearningScorer,
@@ -34,6 +36,7 @@ from skood.learning.learning import (
     threshold_rows,
     unlearned,
 )
+from skood.learning.pixels import Pixelwise
 from skood.learning.thresholds import interpolate, rounding_of
 from skood.network.model import cross_fitted_heads, frozen_classes
 from skood.network.network import Network
@@ -82,7 +85,8 @@ class BaseDetector(
     offset_ : float
         The threshold: ``predict`` calls rows with a lower score out-of-distribution.
     scorer_ : nn.Module
-        Maps what the method consumes to scores; its buffers hold what was learned.
+        Maps what the method consumes to scores; its buffers hold what was learned. Where pixels of
+        maps are scored as rows are, its ``scorer`` does that.
     known_classes_ : array of shape (n_classes,)
         The in-distribution labels, where y was given.
     accuracy_ : float
@@ -136,8 +140,9 @@ class BaseDetector(
             perhaps with "labels".
         y : array-like of shape (n_samples,) or (n_samples, H, W), default=None
             Class labels of any kind. Rows whose label is a negative number are
-            out-of-distribution and are left out. Where scores are maps, labels of pixels;
-            those that are negative or 255 do not count for the threshold. Given beside a
+            out-of-distribution and are left out. Where scores are maps, labels of pixels, of
+            the size of the maps, a whole multiple of it, or that of X; those that are negative
+            or 255 are neither learned from nor count for the threshold. Given beside a
             ``Dataset`` or ``DataLoader``, used in place of its own labels.
 
         Returns
@@ -163,7 +168,8 @@ class BaseDetector(
         Notes
         -----
         The network runs once over the rows. What the method consumes is kept in memory up to
-        scikit-learn's ``working_memory`` and in a temporary file beyond.
+        scikit-learn's ``working_memory`` and in a temporary file beyond. Where pixels are scored
+        as rows are, nothing but sums and samples is, and a random 20 000 of them set the threshold.
         """
         if is_dask(X):
             distributed = load_distributed()
@@ -217,12 +223,13 @@ class BaseDetector(
             # Before the network runs; the labels of a stream are known after.
             self._check_classes(network, source.classes, source.maps is not None)
         body, scorer, training = self._prepare(source, network, random_state, watch)
+        if isinstance(scorer, Pixelwise):
+            return self._fit_pixels(source, network, body, model_, scorer, training)
         scores = self._fit_scorer(scorer, training, network, source.dtype)
         if self._given_model is None and self._needs_logits:
             if len(source) * network.head.in_features <= CROSS_FITTED_VALUES:
                 scores = self._cross_fit(scores, source, network, random_state)
-        scores = self._id_pixels(scores, source.maps)
-        if not len(scores):
+        if not scores.numel():
             raise ValueError("y holds no in-distribution pixel: all are negative or 255.")
         if isinstance(source, Stream):
             self._check_classes(network, source.classes, source.maps is not None)
@@ -242,11 +249,20 @@ class BaseDetector(
         self._keep(source, network, body, model_, **fitted)
         return scores
 
+    def _fit_pixels(self, source, network, body, model_, scorer, training):
+        """Learn from pixels, batch by batch as from chunks; return the scores of a sample."""
+        learned = AccumulatedState(training.seed, learns=True)
+        self._keep(source, network, body, model_, _scorer=scorer, _learned=learned)
+        self._learn(learned, training, source)
+        scores = self._finalize()
+        self._drop_accumulated()
+        # These are not one a row.
+        return scores[None]
+
     def _prepare(self, source, network, random_state, watch=None):
         """Return the parts of a network and the rows as the method consumes them."""
-        body, scorer = self._build(network)
-        scorer = scorer.eval().to(network.device)
-        needs_keys = getattr(scorer, "needs_row_keys", False)
+        body, scorer = self._parts(network)
+        needs_keys = getattr(scorer, "needs_row_keys", False) or not network.returns_vectors
         seed = key_seed(scorer, random_state) if needs_keys else None
         how = {"seed": seed, "watch": watch}
         training = self._make_training(source, body, network, random_state, **how)
@@ -270,9 +286,17 @@ class BaseDetector(
             batches = training.batches("score", scorer.n_threshold_rows)
         else:
             score, batches = self._plain_score(scorer, network), training.passes("score")
-        joined = join(
-            self._training_scores(scorer, score, batches, network, dtype), training.n_rows
-        )
+        scores = self._training_scores(scorer, score, batches, network, dtype)
+        first = next(scores, torch.empty(0))
+        scores = chain([first], scores)
+        if first.ndim > 2:
+            # Of all maps no more is kept. These are not one a row.
+            sample = AccumulatedState(training.seed, learns=False).sample
+            joined = self._sample_of(scores, training, sample).sample()[1][0][None]
+        else:
+            joined = join(scores, training.n_rows)
+            if training.source.maps is not None:
+                self._pixel_kinds(training.source.maps, joined, training.source.row_shape)
         if isinstance(scorer, LearningScorer):
             joined = scorer.calibrate(joined)
             scorer.clear_cache()
@@ -348,13 +372,12 @@ class BaseDetector(
 
     def _load(self, buffers):
         """Build the scorer again and give it what it had learned."""
-        self._body, scorer = self._as_fitted()._build(self._network)
+        self._body, scorer = self._as_fitted()._parts(self._network)
         parts = learned_parts(scorer)
         for name, array in buffers.items():
             part, _, buffer = name.rpartition(".")
             # np.array: what skops or a memmap gives may be read-only.
             parts[part].register_buffer(buffer, torch.from_numpy(np.array(array)))
-        scorer = scorer.eval().to(self._network.device)
         if "_learned" in vars(self):
             self._scorer = unlearned(scorer)
         if "offset_" in vars(self):

@@ -12,14 +12,15 @@ from torch import nn
 from skood._typing import Inputs, Labels
 from skood._warnings import warn
 from skood.data.arrays import feature_batch_rows
-from skood.data.labels import check_classes
+from skood.data.labels import check_classes, maps_at
 from skood.data.lazy import is_dask
 from skood.data.store import join
 from skood.data.streams import is_stream
 from skood.estimators.network_estimator import ROW_ATTRIBUTES, NetworkEstimator, computing
 from skood.learning.accumulated import AccumulatedState
-from skood.learning.keys import entry_keys, key_seed
+from skood.learning.keys import key_seed
 from skood.learning.learning import LearningScorer, Training, unlearned
+from skood.learning.pixels import Pixelwise, batches_of_pixels, by_pixel
 from skood.learning.reservoir import evenly
 from skood.network.model import frozen_classes
 
@@ -144,9 +145,8 @@ class LearnsFromChunks(ChunksAttributes, NetworkEstimator):
         """
         random_state = self._random_state()
         network, model_ = self._take_network(source, random_state)
-        body, scorer = self._build(network)
-        scorer = scorer.eval().to(network.device)
-        learns = isinstance(scorer, LearningScorer)
+        body, scorer = self._parts(network)
+        learns = isinstance(scorer, LearningScorer) and not isinstance(scorer, Pixelwise)
         if pilot is not None and learns and type(scorer).start is not LearningScorer.start:
             source = self._source(*pilot(), first=False)
         seed = key_seed(scorer, random_state)
@@ -156,9 +156,15 @@ class LearnsFromChunks(ChunksAttributes, NetworkEstimator):
             training.run()
             if training.n_samples:
                 scorer.start(training)
-        learned = AccumulatedState(seed, learns)
+        learned = AccumulatedState(seed, isinstance(scorer, LearningScorer))
+        learned.scores_maps = not (network.returns_vectors or isinstance(scorer, Pixelwise))
         self._keep(source, network, body, model_, _scorer=scorer, _learned=learned)
         return training
+
+    def _parts(self, network):
+        """Return what `_build` does, with a scorer of pixels where the body gives maps."""
+        body, scorer = self._build(network)
+        return body, by_pixel(body, scorer).eval().to(network.device)
 
     def _go_on(self, source):
         """Make ready to learn from more rows."""
@@ -180,8 +186,12 @@ class LearnsFromChunks(ChunksAttributes, NetworkEstimator):
     def _learn(self, learned, training, source, classes=None):
         """Add the rows to what was learned; return how many there are now."""
         scorer = self._scorer
-        learns = isinstance(scorer, LearningScorer)
-        if learns:
+        learns, pixels = isinstance(scorer, LearningScorer), isinstance(scorer, Pixelwise)
+        if pixels:
+            # Apart, for the case that a batch fails.
+            part = learned.new(learned.n_expected)
+            part.add_pixels(scorer, batches_of_pixels(training))
+        elif learns:
             training.run()
         else:
             network = self._network
@@ -189,27 +199,27 @@ class LearnsFromChunks(ChunksAttributes, NetworkEstimator):
             # Warns of unfit features once, not with each chunk.
             first = learned.n_rows == 0
             scores = self._training_scores(scorer, score, batches, network, source.dtype, first)
-            scores = join(scores, training.n_rows)
-            keys = training.keys.to(scores.device)
-            if scores.ndim > 1:
-                keys = entry_keys(keys, scores[0].numel()).view_as(scores)
-            scores, keys = (self._id_pixels(v, source.maps).flatten() for v in (scores, keys))
+            sample = learned.new(learned.n_expected).sample
+            self._sample_of(scores, training, sample)
         if classes is not None:
-            check_classes(source.classes, source.maps, classes)
+            found = (part.classes, None) if pixels else (source.classes, source.maps)
+            check_classes(*found, classes)
         self._check_classes(self._network, source.classes, source.maps is not None, are_all=False)
         if learned.n_rows == 0:
             self._warn_of_one_logit(self._network, source)
-        if learns:
+        if pixels:
+            learned.merge(part)
+        elif learns:
             learned.add(scorer, training)
         else:
-            learned.add_scores(scores, keys, training)
+            learned.add_scores(sample, training)
             if first and training.n_samples:
                 learned.rounding = scorer.rounding
         learned.agreement.merge(training.agreement(frozen_classes(self._given_model)))
         return learned.n_rows
 
     def _finalize(self):
-        """Set the fitted attributes, from what was learned by now."""
+        """Set the fitted attributes, from what was learned by now; return the scores."""
         # With the parameters of the last chunk, whatever was set since.
         learned, scorer, fitted = self._learned, unlearned(self._scorer), self._as_fitted()
         if learned.n_rows < self._min_samples:
@@ -221,11 +231,16 @@ class LearnsFromChunks(ChunksAttributes, NetworkEstimator):
         self._check_classes(self._network, learned.classes, has_maps)
         with computing():
             learned.to(self._network.device)
+            if not learned.sample.n_kept:
+                raise NotFittedError("y held no in-distribution pixel: all are negative or 255.")
             keys, rows = learned.sample.sample()
             if isinstance(scorer, LearningScorer):
                 scorer.finalize(learned.state, learned.classes)
+                counts = rows.pop(-2) if learned.has_maps else None
                 keys, *rows = evenly(scorer.n_threshold_rows, keys, *rows)
-                size = self.batch_size or feature_batch_rows(sum(t[:1].nbytes for t in rows))
+                # Of pixels a batch holds those of some images.
+                size = None if isinstance(scorer, Pixelwise) else self.batch_size
+                size = size or feature_batch_rows(sum(t[:1].nbytes for t in rows))
                 chunks = zip(*(t.split(size) for t in (*rows, keys)), strict=True)
                 batches = (
                     (tuple(inputs), class_indices, some) for *inputs, class_indices, some in chunks
@@ -236,8 +251,8 @@ class LearnsFromChunks(ChunksAttributes, NetworkEstimator):
                 )
                 scores = scorer.calibrate(join(scores, len(keys)))
                 rounding = scorer.rounding
-                if scorer.learns_pixels and scores.ndim > 1:
-                    scores = scores[rows[-2]]
+                if counts is not None:
+                    scores = self._at_counting(scores, counts)
                 scorer.clear_cache()
             else:
                 scores, rounding = rows[0], learned.rounding
@@ -253,6 +268,14 @@ class LearnsFromChunks(ChunksAttributes, NetworkEstimator):
                 attributes["known_classes_"] = learned.classes
             learned.agreement.warn(self._needs_logits)
         vars(self).update(attributes, _finalized=tuple(attributes))
+        return scores
+
+    def _at_counting(self, scores, counts):
+        """Return the scores of pixels that count, which is known at the size of their labels."""
+        if scores.ndim == 1:
+            self._pixel_kinds(counts, scores, self._row_shape)
+        counts = maps_at(counts, scores.shape[1:], self._row_shape)
+        return scores[torch.from_numpy(counts)]
 
     def __getattr__(self, name):
         # After partial_fit, what follows from what was learned waits until it is asked for.
@@ -285,7 +308,7 @@ class LearnsFromChunks(ChunksAttributes, NetworkEstimator):
 
     def _drop_accumulated(self):
         """Drop what learning could go on from."""
-        for name in ("_learned", "_scorer", "_finalized", "_kept_scores"):
+        for name in ("_learned", "_scorer", "_finalized"):
             vars(self).pop(name, None)
 
     def merge(self, other: Self) -> Self:
@@ -394,4 +417,5 @@ class LearnsFromChunks(ChunksAttributes, NetworkEstimator):
 
     def _keep(self, *args, **fitted):
         self._drop_accumulated()
+        vars(self).pop("_kept_scores", None)
         super()._keep(*args, **fitted)

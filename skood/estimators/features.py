@@ -104,6 +104,9 @@ class FeatureExtractor(
         if self.layer is None:
             if network.takes_features:
                 return Pool(self.pool, self.channel_axis)
+            if network.map_head is not None:
+                # They would be maps.
+                network.require_logits()
             return network.features(self.pool, self.channel_axis)
         return network.layer(self.layer, how=self.pool, channel_axis=self.channel_axis)
 

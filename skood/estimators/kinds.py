@@ -30,7 +30,8 @@ class KeepsBank(DeclaresParameters):
     Parameters
     ----------
     bank_size : int, float or None, default=None
-        How many training rows the bank keeps, drawn at random; a float is a share. None: all.
+        How many training rows the bank keeps, drawn at random; a float is a share. None: all,
+        of pixels 20 000.
     random_state : int, RandomState or None, default=None
         Draws the bank.
     """

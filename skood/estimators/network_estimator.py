@@ -152,7 +152,8 @@ class NetworkEstimator(DeclaresParameters, OneState, ModuleSharing, PrintsNetwor
         Where to compute, such as "cpu" or "cuda". "auto": on the network's device, or, without a
         network, on X's.
     batch_size : int, default=None
-        How many rows to compute at once. None: 128 through a network, else as many as fill 32 MiB.
+        How many rows to compute at once. None: 128 through a network, fewer where its
+        logits are maps of more than 256 MiB, and without a network as many as fill 32 MiB.
         A DataLoader has batches of its own.
     verbose : bool or int, default=False
         Show a progress bar, on a terminal.

@@ -6,12 +6,13 @@ import torch
 from skood._compat import move_to_numpy
 from skood._typing import Inputs, Labels
 from skood.data.arrays import CHUNK_BYTES, feature_batch_rows
-from skood.data.labels import is_label_map, is_ood, map_kinds, warn_of_class_scorer
+from skood.data.labels import is_label_map, is_ood, map_kinds, maps_at, warn_of_class_scorer
 from skood.data.lazy import is_dask, lazy, load_distributed
 from skood.data.store import join
 from skood.data.streams import is_stream
 from skood.estimators.network_estimator import computing, consistent
 from skood.functional import clip_to
+from skood.learning.keys import entry_keys
 from skood.metrics.ranking import auroc_score
 from skood.metrics.scorers import warn_of_unseen
 from skood.network.model import frozen_classes
@@ -19,6 +20,8 @@ from skood.network.model import frozen_classes
 
 class ScoresRows:
     """The part of a detector that scores rows."""
+
+    _row_shape: tuple[int, ...]
 
     def _score(self, X, method, y=None):
         """Return the validated rows of X and their scores as a tensor."""
@@ -99,8 +102,9 @@ class ScoresRows:
         y : array-like of shape (n_samples,) or (n_samples, H, W)
             Labels. A row is out-of-distribution if its label is negative, or if ``fit`` was given
             labels and this is a class that it did not see. Where scores are maps, labels of
-            pixels: negative is out-of-distribution, 255 is ignored. None: those of a ``Dataset``
-            or ``DataLoader``.
+            pixels: negative is out-of-distribution, 255 is ignored. They may be of the size of X
+            or a whole multiple of that of the scores. None: those of a ``Dataset`` or
+            ``DataLoader``.
 
         Returns
         -------
@@ -127,33 +131,45 @@ class ScoresRows:
         if y is None:
             raise ValueError(needs)
         if scores.ndim > 1:
-            kinds = self._pixel_kinds(y, scores)
+            kinds = self._pixel_kinds(y, scores, self._row_shape)
             return auroc_score(kinds[kinds != 0], scores[kinds != 0])
         ood = is_ood(y, self._known_labels())
         warn_of_unseen(self, y, ood)
         return auroc_score(np.where(ood, -1, 1), scores)
 
     @staticmethod
-    def _pixel_kinds(y, scores):
+    def _pixel_kinds(y, scores, row_shape):
         """Return +1, -1 or 0 for each pixel of label maps that go with maps of scores."""
         if is_label_map(y) and scores.ndim == 1:
             raise ValueError(
                 f"y holds labels of pixels, of shape {tuple(y.shape)}, but this detector gives one "
                 "score a row.\nPass one label for each row. Scores of pixels take a network whose "
-                "logits are maps,\nin ASHDetector or GradNormDetector."
+                "logits are maps,\nin a method on logits, or on features with layer=None, such as "
+                "KNNDetector(net)."
             )
-        if not is_label_map(y) or tuple(y.shape) != tuple(scores.shape):
+        if not is_label_map(y) or len(y) != len(scores):
             raise ValueError(
                 f"The scores are maps of shape {tuple(scores.shape)}, so y must hold labels of "
                 f"pixels in that shape; got {tuple(np.shape(y))}."
             )
-        return map_kinds(y)
+        return map_kinds(maps_at(y, scores.shape[1:], row_shape))
 
-    def _id_pixels(self, scores, maps):
-        """Return the scores of the in-distribution pixels of label maps; all without these."""
-        if maps is None:
-            return scores
-        return scores[torch.from_numpy(self._pixel_kinds(maps, scores) > 0)]
+    def _sample_of(self, scores, training, sample):
+        """Draw scores that come in batches, of rows or of pixels that count, into a sample."""
+        stop, source = 0, training.source
+        for part in scores:
+            start, stop = stop, stop + len(part)
+            keys, maps = training.keys_of(slice(start, stop)), training.maps_of(slice(start, stop))
+            keys = keys.to(part.device)
+            if part.ndim > 1:
+                keys = entry_keys(keys, part[0].numel()).view_as(part)
+            if maps is not None:
+                counts = self._pixel_kinds(maps, part, source.row_shape) > 0
+                part, keys = (values[torch.from_numpy(counts)] for values in (part, keys))
+            part, keys = part.flatten(), keys.flatten()
+            chosen = sample.choose(keys)
+            sample.add([part[chosen]], keys[chosen])
+        return sample
 
     def _known_labels(self):
         """Return the labels that are not out-of-distribution; None if only negatives are."""

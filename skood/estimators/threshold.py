@@ -141,7 +141,7 @@ class MovesThreshold(ThresholdAttributes, NetworkEstimator):
             rows, scores = self._score(X, "set_threshold", y)
             scores, y = scores.cpu().numpy(), rows.labels if is_stream(X) else y
         if y is not None and scores.ndim > 1:
-            scores = scores[self._pixel_kinds(y, scores) > 0]
+            scores = scores[self._pixel_kinds(y, scores, self._row_shape) > 0]
         elif y is not None:
             ood = is_ood(y, self._known_labels())
             if len(ood) != len(scores):

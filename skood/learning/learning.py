@@ -8,12 +8,11 @@ from torch import nn
 
 from skood.data.arrays import (
     CHUNK_BYTES,
-    NETWORK_BATCH_ROWS,
     feature_batch_rows,
     move,
 )
 from skood.data.labelled_rows import LabelledRows
-from skood.data.labels import map_kinds
+from skood.data.labels import map_kinds, maps_at
 from skood.data.store import TensorStore
 from skood.functional import all_finite
 from skood.learning.agreement import Agreement, columns_of
@@ -173,12 +172,12 @@ class Training:
         watch=None,
     ):
         self.device = network.device
-        self.random_state, self._seed = random_state, seed
+        self.random_state, self.seed = random_state, seed
         self._network = network
         self._body, self._body_of_scored = getattr(body, "unmoved", body), body
         # What is scored otherwise than learned from is read twice.
         is_read_once = self._body is body or isinstance(source, LabelledRows)
-        self._source = source if is_read_once else source.gather()
+        self.source = source if is_read_once else source.gather()
         self._batch_size, self._watch = batch_size, watch or (lambda name, n, batches: batches)
         self._store, self._keys, self._keys_read = None, None, []
         self._largest = None if compares else []
@@ -205,28 +204,28 @@ class Training:
         if self.classes is not None and self.n_samples:
             columns = n_logits and columns_of(self.classes, n_logits, known)
             largest = torch.cat(self._largest).cpu().numpy() if self._largest else ()
-            agreement.add(largest, self.classes, self._source.class_indices, columns, n_logits)
+            agreement.add(largest, self.classes, self.source.class_indices, columns, n_logits)
         return agreement
 
     @property
     def n_samples(self):
         """The number of rows."""
-        return len(self._source)
+        return len(self.source)
 
     @property
     def n_rows(self):
         """The number of rows as far as it is known before they are read, else None."""
-        return self._source.n_samples
+        return self.source.n_samples
 
     @property
     def n_classes(self):
         """The number of classes, 1 without labels."""
-        return 1 if self._source.classes is None else len(self._source.classes)
+        return 1 if self.source.classes is None else len(self.source.classes)
 
     @property
     def classes(self):
         """The labels of the classes, sorted; None without."""
-        return self._source.classes
+        return self.source.classes
 
     @property
     def keys(self):
@@ -240,11 +239,11 @@ class Training:
 
         Features in memory are not kept but read again. It is run once.
         """
-        in_memory = isinstance(self._source, LabelledRows) and self._network.takes_features
+        in_memory = isinstance(self.source, LabelledRows) and self._network.takes_features
         if in_memory or self._store is not None:
             return
         store = TensorStore()
-        for _, inputs in self._read("network"):
+        for _, inputs in self.fresh("network"):
             store.append(inputs)
         self._store = store
 
@@ -254,16 +253,17 @@ class Training:
             for inputs, _ in self.passes("check"):
                 scorer.check(inputs)
 
-    def _read(self, name):
-        size = batch_rows(self._source, self._network, self._batch_size)
+    def fresh(self, name):
+        """Yield ``(positions, inputs)`` of a pass through the network that is not kept."""
+        size = batch_rows(self.source, self._network, self._batch_size)
         notes = [] if self.note_rows is None else [self.note_rows]
-        if self._seed is not None and self._keys is None:
+        if self.seed is not None and self._keys is None:
             self._keys_read = []
-            notes.append(lambda batch: self._keys_read.append(row_keys(batch, self._seed)))
-        pairs = read(self._source, self._body, self._network, size, notes)
+            notes.append(lambda batch: self._keys_read.append(row_keys(batch, self.seed)))
+        pairs = read(self.source, self._body, self._network, size, notes)
         if self._largest is None:
             pairs = self._note_largest(pairs)
-        yield from self._watch(name, self._source.n_batches(size), pairs)
+        yield from self._watch(name, self.source.n_batches(size), pairs)
         if notes:
             _ = self.keys
 
@@ -287,7 +287,7 @@ class Training:
     def passes(self, name):
         """Yield ``(inputs, positions)``; the name is what callbacks are told."""
         if self._store is None:
-            pairs = self._read(name)
+            pairs = self.fresh(name)
         else:
             size = self._batch_size or feature_batch_rows(self._store.row_bytes, CHUNK_BYTES)
             pairs = self._store.batches(size, self.device)
@@ -299,36 +299,37 @@ class Training:
         """Add to inputs that are maps which of their pixels count."""
         if not self.by_pixel or inputs[0].ndim == 1:
             return inputs
-        if self._source.maps is None:
-            return (*inputs, torch.ones_like(inputs[0], dtype=torch.bool))
+        maps, counts = self.maps_of(positions), torch.ones_like(inputs[0], dtype=torch.bool)
+        if maps is not None:
+            maps = maps_at(maps, inputs[0].shape[1:], self.source.row_shape)
+            counts = torch.from_numpy(map_kinds(maps) > 0).to(self.device)
+        return (*inputs, counts)
+
+    def maps_of(self, positions):
+        """Return the labels of pixels of rows, of a first pass those of the present batch."""
+        if self._store is None:
+            return self.source.labels_of(positions)[0]
         if self._maps is None:
             # A stream joins them.
-            self._maps = self._source.maps
-        counts = torch.from_numpy(map_kinds(self._maps[positions]) > 0)
-        if counts.shape != inputs[0].shape:
-            raise ValueError(
-                f"y holds labels of pixels, of shape {tuple(self._maps.shape)}, and the network "
-                f"gives logits for maps of shape {tuple(inputs[0].shape[1:])}.\nGive labels of "
-                "that size."
-            )
-        return (*inputs, counts.to(self.device))
+            self._maps = self.source.maps
+        return None if self._maps is None else self._maps[positions]
 
     def batches(self, name, most=None):
         """Yield ``(inputs, class_indices, keys)``; keys are None where not needed.
 
         Of more rows than `most`, those of `threshold_rows`.
         """
-        class_indices = torch.from_numpy(self._source.class_indices)
+        class_indices = torch.from_numpy(self.source.class_indices)
         if most is None or most >= self.n_samples:
             passes = self.passes(name)
         else:
             passes = self._watch(name, None, self._sampled(most))
         for inputs, positions in passes:
-            yield inputs, class_indices[positions].to(self.device), self._keys_of(positions)
+            yield inputs, class_indices[positions].to(self.device), self.keys_of(positions)
 
-    def _keys_of(self, positions):
+    def keys_of(self, positions):
         """Return the keys of rows of the present batch."""
-        if self._seed is None:
+        if self.seed is None:
             return None
         return self._keys_read[-1] if self._keys is None else self._keys[positions]
 
@@ -345,7 +346,7 @@ class Training:
         """Return the inputs of these rows."""
         if self._store is not None:
             return self._store.take(positions, self.device)
-        X = self._source.take(positions)
+        X = self.source.take(positions)
         return as_inputs(self._body(move(X, self.device, self._network.input_dtype)))
 
     def passed(self, X):
@@ -388,7 +389,7 @@ def batch_rows(rows, network, batch_size):
     if batch_size is not None:
         return batch_size
     if not network.takes_features:
-        return NETWORK_BATCH_ROWS
+        return network.batch_rows
     itemsize = torch.finfo(network.dtype).bits // 8
     return feature_batch_rows(int(np.prod(rows.row_shape)) * itemsize)
 

@@ -245,6 +245,7 @@ class FindsHead:
         # The last whose output is resized at most: an auxiliary head may be called after it.
         sure = (call for call in reversed(calls) if self._is_resized(call, logits, sample))
         name, _, made = next(sure, (None, None, None))
+        self.map_head_is_sure = name is not None
         if name is None:
             if isinstance(sample, dict) or logits.shape[2:] != sample.shape[2:]:
                 self._find_no_head(f"returns maps of shape {tuple(logits.shape[1:])}")

@@ -1,10 +1,13 @@
 """A network that skood may cut, without touching the user's."""
 
+import math
+
 import numpy as np
 import torch
 from torch import nn
 
 from skood._compat import move_to_numpy
+from skood.data.arrays import NETWORK_BATCH_ROWS, feature_batch_rows
 from skood.network.finding import FindsHead
 from skood.network.modules import (
     GiveLogits,
@@ -21,6 +24,9 @@ from skood.network.outputs import (
     describe_value,
 )
 from skood.network.services import NetworkServices
+
+# Maps of logits of 19 classes at 1024 × 2048 take 160 MB an image, and what computes them more.
+MAPS_BYTES = 2**28
 
 
 class Network(FindsHead, NetworkServices):
@@ -46,8 +52,9 @@ class Network(FindsHead, NetworkServices):
         self.module = None if module is None else private_copy(module, device)
         self.device = torch.device(device)
         self._head_name, self._no_head, self._no_logits = None, None, None
-        # The 1×1 convolution behind logits that are maps, and whether it gives the very logits.
-        self.map_head, self.map_head_is_last = None, False
+        # The 1×1 convolution behind logits that are maps, whether it gives the very logits, and
+        # whether these are resized at most.
+        self.map_head, self.map_head_is_last, self.map_head_is_sure = None, False, False
         self.logits_key, self.takes_named, self._changed = None, False, False
         # What it returns is features: there is no head.
         self.returns_features = False
@@ -112,7 +119,8 @@ class Network(FindsHead, NetworkServices):
         return {
             "dtype": str(self.dtype).removeprefix("torch."),
             "head_name": self._head_name,
-            "map_head": (self.map_head, self.map_head_is_last),
+            "map_head": (self.map_head, self.map_head_is_last, self.map_head_is_sure),
+            "logits_shape": self._logits_shape and list(self._logits_shape),
             "logits_key": self.logits_key,
             "returns_features": self.returns_features,
             "one_logit": self.one_logit,
@@ -142,7 +150,10 @@ class Network(FindsHead, NetworkServices):
         self._stages, self._cuts = tuple(state.get("stages", [None])), dict(state.get("cuts", ()))
         self._norms = tuple(state.get("norms", ()))
         self.input_names = state.get("input_names")
-        self.map_head, self.map_head_is_last = state["map_head"]
+        # Of earlier versions the last is missing, and all that needs it.
+        self.map_head, self.map_head_is_last, *sure = state["map_head"]
+        self.map_head_is_sure = bool(sure and sure[0])
+        self._logits_shape = tuple(state.get("logits_shape") or ()) or None
         self.input_dtype = getattr(torch, state["input_dtype"])
         buffers = {} if self.module is None else dict(self.module.named_buffers())
         for name in buffers.keys() & state["buffers"].keys():
@@ -224,7 +235,7 @@ class Network(FindsHead, NetworkServices):
 
         It gives two logits where the network's gives one.
         """
-        name = self.map_head if self.map_head_is_last else self.head_name
+        name = self.map_head if self.map_head_is_sure else self.head_name
         head = as_linear(private_copy(self.module.get_submodule(name)))
         if self.one_logit:
             head = two_sided(head)
@@ -239,6 +250,14 @@ class Network(FindsHead, NetworkServices):
         return self
 
     @property
+    def batch_rows(self):
+        """How many rows of X to pass at once, of maps as many as `MAPS_BYTES` hold."""
+        if self._logits_shape is None:
+            return NETWORK_BATCH_ROWS
+        _, *shape = self._logits_shape
+        return min(NETWORK_BATCH_ROWS, feature_batch_rows(4 * math.prod(shape), MAPS_BYTES))
+
+    @property
     def returns_vectors(self):
         """True when logits are vectors, not maps."""
         return self._logits_shape is None
@@ -247,9 +266,9 @@ class Network(FindsHead, NetworkServices):
         return ValueError(
             f"{self._owner} returns logits of shape {self._logits_shape} for two rows; this method "
             "needs (n_samples, n_classes).\nFor one score a pixel take a method on logits, such as "
-            "EnergyDetector, or ASHDetector; GradNormDetector where a 1×1 convolution gives the "
-            "logits.\nFor one score an image take features: KNNDetector(net, layer=...), or "
-            "LayersDetector(net)."
+            "EnergyDetector(net), or one on features in front of the 1×1 convolution that gives "
+            "the logits, KNNDetector(net).\nFor one score an image take features: "
+            "KNNDetector(net, layer=...), or LayersDetector(net)."
         )
 
     def _take_named(self):

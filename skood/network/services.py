@@ -27,6 +27,9 @@ class NetworkServices:
     def features(self, how="avg", channel_axis=None):
         """Return a module that maps X to what enters the last linear layer.
 
+        Where logits are maps these are maps too, what enters the 1×1 convolution that gives them. A
+        scorer of rows (n_samples, n_features) then is one of pixels.
+
         Parameters
         ----------
         how : {"avg", "max", "token"} or None, default="avg"
@@ -36,6 +39,10 @@ class NetworkServices:
         """
         if self.returns_features:
             return LayerReader(private_copy(self.module), None, how, channel_axis)
+        if self.map_head is not None:
+            body = self.pixels()
+            body.gives_maps = "features"
+            return body
         if self.takes_features:
             body = Pool("avg")
         else:
@@ -57,7 +64,9 @@ class NetworkServices:
         if shape is not None and (len(shape) == 3 or self.returns_features):
             raise self._no_head
         if not self.takes_features:
-            return LogitsReader(private_copy(self.module))
+            body = LogitsReader(private_copy(self.module))
+            body.gives_maps = None if shape is None else "logits"
+            return body
         body = nn.Sequential(Pool("avg"), self.head)
         body.register_forward_hook(lambda *call: self.largest_logits.note(call[2]))
         return body
@@ -192,9 +201,9 @@ class NetworkServices:
             head = self.map_head
             return ReadAndKeep(body, None, head), Replay(rest, None, self.input_names, head)
         if name is None:
-            rest = self.head
-            body = self.pixels() if self.map_head_is_last else self.features()
-            return body, PixelHead(rest) if self.map_head_is_last else rest
+            if self.map_head_is_last:
+                return self.pixels(), PixelHead(self.head)
+            return self.features(), self.head
         self.check_layer(name)
         sample = self._sample
         if sample is not None:

@@ -111,7 +111,7 @@ class CFOODDetector(KeepsBank, FeatureDetector):
         Compare directions. False: the features as they are.
     bank_size : int, float or None, default=None
         How many training rows the bank keeps, drawn at random; a float is a share. None: all, whose
-        distances to each other are computed: of 10 000 rows 10⁸.
+        distances to each other are computed: of 10 000 rows 10⁸. Of pixels it is 20 000.
 
     Attributes
     ----------

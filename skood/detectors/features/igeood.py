@@ -175,7 +175,7 @@ class IGEOODDetector(FeatureDetector):
                 f'on="logits" takes what leaves the network, got layer={self.layer!r}.\n'
                 'Leave layer=None, or use on="features".'
             )
-        return network.require_logits().logits(), SoftmaxScorer(self.temperature)
+        return network.logits(), SoftmaxScorer(self.temperature)
 
     def _make_scorer(self):
         return GaussianScorer(self.reg_covar)

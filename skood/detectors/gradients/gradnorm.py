@@ -67,8 +67,7 @@ class GradNormHeadScorer(nn.Module):
     """Features in front of a linear head → norm of the gradient of its weight and bias.
 
     The gradient of the weight is the outer product of the gradient g of the logits and the
-    features h, so its norm is ‖g‖ ‖h‖: no backward pass. With the order 2 norms are squared. In
-    front of a 1×1 convolution each pixel is a row, with a loss of its own.
+    features h, so its norm is ‖g‖ ‖h‖: no backward pass. With the order 2 norms are squared.
     """
 
     def __init__(self, head, logits_grad, temperature, order, weight, bias):
@@ -78,10 +77,7 @@ class GradNormHeadScorer(nn.Module):
         self.weight, self.bias = weight, bias
 
     def forward(self, features):
-        """Score features of shape (n_samples, D), or of each pixel of maps (n_samples, D, H, W)."""
-        if features.ndim > 2:
-            pixels = features.movedim(1, -1)
-            return self(pixels.flatten(0, -2)).view(pixels.shape[:-1])
+        """Score features of shape (n_samples, D)."""
         grad = power_sum(self.logits_grad(self.head(features), self.temperature), self.order)
         factor = self.weight * power_sum(features, self.order) + self.bias
         return clip_to(grad * factor, torch.float64)
@@ -124,8 +120,8 @@ class GradNormDetector(ClassifierDetector):
     Parameters of linear and convolution layers, normalisations and embeddings that are called once
     take one forward and one backward pass for all samples; others take one for each. The authors'
     code sums the divergence over classes instead of averaging: a factor C, the same ranking. A
-    network whose logits are maps straight from a 1×1 convolution gets one score a pixel, from
-    each pixel's own loss. ``GradNorm`` of pytorch-ood 0.4.0 is ``params="all", loss="kl"``; that
+    network whose logits are maps of a 1×1 convolution gets one score a pixel, from each pixel's own
+    loss, with "head" alone. ``GradNorm`` of pytorch-ood 0.4.0 is ``params="all", loss="kl"``; that
     of 0.3.3, and its ``GradNormKL``, are ``params="all", loss="bce"``. Its ``GradUncertainty`` is
     ``params="all", norm="l2", loss="ones"``, but where its autograd through a confident softmax
     loses the gradient: in float32 a tenth of it is left at a gap of 30 between logits. Lee and
@@ -160,9 +156,8 @@ class GradNormDetector(ClassifierDetector):
     def _build(self, network):
         names = [name for name, _ in network.module.named_parameters()]
         of_head = {}
-        maps = network.map_head_is_last
-        if network.has_head or maps or self.params == "head":
-            head_name = network.map_head if maps else network.head_name
+        if network.has_head or network.map_head_is_sure or self.params == "head":
+            head_name = network.map_head if network.map_head_is_sure else network.head_name
             prefix = f"{head_name}." if head_name else ""
             of_head = {f"{prefix}weight": "weight", f"{prefix}bias": "bias"}
         chosen = self._choose(names, next(iter(of_head), None))
@@ -187,7 +182,7 @@ class GradNormDetector(ClassifierDetector):
             weight=share * ("weight" in parts),
             bias=share * ("bias" in parts),
         )
-        return network.pixels() if maps else network.features(), scorer
+        return network.features(), scorer
 
     def _choose(self, names, head_weight):
         """Return the names of the parameters that `params` selects."""

@@ -53,6 +53,8 @@ class GrOODScorer(KNNScorer):
         self.head, self.classes, self.ood = head, classes, ood
         self.temperature, self.range = temperature, None
         self.is_noise = isinstance(ood, str) and ood == "noise"
+        if not self.is_noise:
+            self.noise = torch.zeros(1, dtype=torch.float64)
 
     def note_rows(self, X):
         """Note the smallest and largest value of each channel: noise is drawn between them."""
@@ -65,7 +67,6 @@ class GrOODScorer(KNNScorer):
 
     def start(self, training):
         """Set the mean features of noise, where they are the prototype."""
-        self.noise = torch.zeros(1, dtype=torch.float64, device=training.device)
         if self.is_noise:
             features, (low, high, shape) = [], self.range
             for _ in range(NOISE_BATCHES):
@@ -156,7 +157,7 @@ class GrOODDetector(KeepsBank, HeadDetector):
         vanish; a warning says so.
     bank_size : int, float or None, default=None
         How many training rows are drawn for the bank, which keeps those that are predicted right; a
-        float is a share. None: all.
+        float is a share. None: all, of pixels 20 000.
     random_state : int, RandomState or None, default=None
         Draws the noise, the bank, and the k-means clusters that stand in for classes where
         ``model=None`` gets no y.
@@ -204,6 +205,8 @@ class GrOODDetector(KeepsBank, HeadDetector):
                 "ood='noise' draws inputs of a network, which must be one array of floats, not "
                 "features,\ntokens or a dict. Give ood='mean', or an array."
             )
+        if scorer.is_noise:
+            network.require_logits()
         return network.features(), scorer
 
     def _fitted_attributes(self, scorer):

@@ -81,7 +81,7 @@ class NNGuideDetector(SearchesBank, PoolsLayer, HeadDetector):
         Weight the bank by the energies. False: plain cosine guidance.
     bank_size : int, float or None, default=None
         How many training rows the bank keeps, drawn at random; a float is a share (the authors
-        keep 1 % of ImageNet). None: all.
+        keep 1 % of ImageNet). None: all, of pixels 20 000.
     random_state : int, RandomState or None, default=None
         Draws the bank, and the k-means clusters that stand in for classes where ``model=None``
         gets no y.

@@ -42,7 +42,7 @@ class SHEDetector(KeepsBank, PoolsLayer, HeadDetector):
         length 1 for the inner product.
     bank_size : int, float or None, default=None
         How many training rows ``patterns="all"`` keeps, drawn at random; a float is a share. None:
-        all.
+        all, of pixels 20 000.
     random_state : int, RandomState or None, default=None
         Draws the bank, and the k-means clusters that stand in for classes where ``model=None``
         gets no y.

@@ -382,7 +382,9 @@ class NACDetector(ReadsLayers, ClassifierDetector):
                 )
         settings = (len(layers), self.bins, self.n_bins, self.alpha, self.o_star)
         if layers == [None]:
-            return network.features(), NACScorer(network.head, *settings)
+            scorer = NACScorer(network.head, *settings)
+            network.require_logits()
+            return network.features(), scorer
         combine = {"separate": pool_separate, "product": pool_product}[self.pooling]
         body = network.require_logits().gradients(
             layers, kl_to_uniform_grad, combine, channel_axes=axes

@@ -16,8 +16,9 @@ from skood.estimators.kinds import FeatureDetector, ReadsStages, per_layer
 from skood.estimators.parameters import param
 from skood.functional import clip_to, pool, radial
 from skood.learning.learning import LearningScorer
-from skood.learning.states import State, StateList
+from skood.learning.states import StateList
 from skood.learning.thresholds import N_ULPS, epsilon
+from skood.learning.unlearned import Unlearned
 
 
 def mean_and_deviation(output, *, channel_axis, mask):
@@ -56,32 +57,6 @@ def log_p_values(scores, calibration):
     tail = (scores - lowest) / scale.clamp(min=torch.finfo(scale.dtype).tiny)
     p = torch.log1p(counts.to(scores.dtype)) - np.log(n + 1)
     return torch.where(counts == 0, p + tail.clamp(max=0.0), p)
-
-
-class Unlearned(LearningScorer):
-    """A scorer that learns nothing, as a part of one that does."""
-
-    def __init__(self, scorer):
-        super().__init__()
-        self.scorer = scorer
-
-    def init_state(self, inputs, n_classes, n_expected):
-        """Return a state that holds nothing."""
-        return State()
-
-    def update(self, state, inputs, class_indices, keys):
-        """Learn nothing."""
-
-    def finalize(self, state, classes):
-        """Set nothing."""
-
-    def forward(self, features):
-        """Score features."""
-        return self.scorer(features)
-
-    def leave_one_out(self, inputs, class_indices, keys):
-        """Score training rows, from which nothing was learned."""
-        return self.scorer(*inputs)
 
 
 class LayersScorer(LearningScorer):

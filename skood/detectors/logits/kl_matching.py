@@ -128,5 +128,4 @@ class KLMatchingDetector(LogitsDetector):
     assign: str = param(StrOptions({"closest", "predicted"}), default="closest")
 
     def _make_scorer(self, network):
-        network.require_logits()
         return KLMatchingScorer(self.assign)

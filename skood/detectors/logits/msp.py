@@ -66,13 +66,14 @@ class TemperatureScorer(SampledScorer):
         super().__init__()
         self.score, self.classes = score, classes
 
-    def start(self, training):
-        """Raise without labels."""
-        if training.classes is None:
+    def init_state(self, inputs, n_classes, n_expected):
+        """Return an empty sample; raise without labels."""
+        if self.labels is None:
             raise ValueError(
-                'temperature="fit" compares logits with labels: pass y, one class for each row.\n'
-                "Without labels, or with labels of pixels, pass a number."
+                'temperature="fit" compares logits with labels: pass y, one class for each row or '
+                "pixel.\nWithout labels pass a number."
             )
+        return super().init_state(inputs, n_classes, n_expected)
 
     def n_sampled(self, inputs):
         """Return the size of the sample."""

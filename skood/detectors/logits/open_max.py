@@ -210,7 +210,6 @@ class OpenMaxDetector(LogitsDetector):
     log: bool = param("boolean", default=True)
 
     def _make_scorer(self, network):
-        network.require_logits()
         weights = [float(weight) for weight in self.distance if isinstance(weight, Real)]
         if len(weights) != 2 or not (min(weights) >= 0 and 0 < sum(weights) < float("inf")):
             raise ValueError(

@@ -167,6 +167,7 @@ class AdaSCALEDetector(ScoresLogits, ClassifierDetector):
 
     def _build(self, network):
         head, score = network.head, logit_scorer(self.logit_score)
+        network.require_logits()
         shares = {"top_moved": self.top_moved, "top_shift": self.top_shift}
         of_rows = partial(stability, **shares, weight=self.weight)
         scorer = AdaSCALEScorer(head, self._checked_percentiles(), self.scaled, score, of_rows)
