@@ -69,15 +69,18 @@ def one(X, i):
     return {name: values[part] for name, values in X.items()} if isinstance(X, dict) else X[part]
 
 
-def check_works(detector, kind, gives_maps=True):
+def check_works(detector, kind, by_pixel=True):
     """Fit and score: finite, a row alone as among others, padding or none, nothing changed."""
     net = detector.model
     before = snapshot(net)
-    y, X = labels(kind, gives_maps), rows(kind, N_ROWS, 2)
+    y, X = labels(kind, by_pixel), rows(kind, N_ROWS, 2)
     detector.fit(rows(kind, N_TRAIN, 1), y)
     scores = detector.score_samples(X)
-    maps = kind == "segmenter" and gives_maps
-    assert scores.shape == ((N_ROWS, 8, 8) if maps else (N_ROWS,))
+    if kind == "segmenter" and by_pixel:
+        # Of logits, or of the features that these are enlarged from.
+        assert scores.shape in ((N_ROWS, 8, 8), (N_ROWS, 4, 4))
+    else:
+        assert scores.shape == (N_ROWS,)
     assert np.isfinite(scores).all() and np.isfinite(detector.offset_)
     assert len(np.unique(scores)) > 1
     alone = np.concatenate([detector.score_samples(one(X, i)) for i in range(3)])
@@ -108,7 +111,7 @@ def test_on_each_kind_of_network(detector, kind):
     method = method_of(detector)
     detector, message = type(detector)(network(kind)), method.refused(kind)
     if message is None:
-        check_works(detector, kind, method.gives_maps)
+        check_works(detector, kind, method.scores_pixels)
     else:
         check_refused(detector, kind, message)
 

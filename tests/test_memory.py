@@ -138,3 +138,39 @@ for detector in (GMMDetector(Wide(), covariance_type="diag"), NACDetector(Wide()
 print(json.dumps(results))
 """
     assert max(measure(code, tmp_path).values()) < 32 + 300
+
+
+@pytest.mark.parametrize(
+    "detector",
+    [
+        "KNNDetector(net, bank_size=2000)",
+        pytest.param("GMMDetector(net)", marks=pytest.mark.nightly),
+        pytest.param("EnergyDetector(net)", marks=pytest.mark.nightly),
+    ],
+)
+def test_fitting_on_pixels(detector, tmp_path):
+    """Of four times the images no more is held: 64 features of their pixels are 75 MiB more."""
+    code = f"""
+from tests.networks import Segmenter
+
+class Images(Dataset):
+    def __init__(self, n):
+        self.n = n
+    def __len__(self):
+        return self.n
+    def __getitem__(self, i):
+        random = np.random.default_rng(i)
+        labels = random.integers(0, 4, (32, 32))
+        labels[:3] = 255
+        return torch.from_numpy(random.normal(size=(1, 64, 64)).astype("f")), labels
+
+net = seeded(Segmenter, classes=4, width=64, enlarged=False)
+results = {{}}
+for n in (100, 400):
+    detector = {detector}.set_params(batch_size=8)
+    results[n] = grown(lambda: detector.fit(Images(n)))
+results["score"] = grown(lambda: detector.score_samples(Images(100)))
+print(json.dumps(results))
+"""
+    few, many, score = measure(code, tmp_path).values()
+    assert many < few + 40 and score < 200

@@ -24,7 +24,8 @@ class Method:
     fixed : dict
         Parameters in place of those that `fit` settles by all rows and pieces by the first of them.
     gives_maps : bool
-        Whether maps of logits give maps of scores.
+        Whether maps of logits are scored as they are, at their size; methods on features score
+        pixels at the size of what enters the 1×1 convolution.
     refuses : dict
         What the error says on kinds of network, those of `tests.test_kinds_of_network`, on which
         the method with its defaults does not work; None where it does.
@@ -42,8 +43,12 @@ class Method:
 
     def refused(self, kind):
         """Return what the error says on a kind of network; None where the method works."""
-        needs_vectors = kind == "segmenter" and not self.gives_maps
-        return self.refuses.get(kind, NEEDS_VECTORS if needs_vectors else None)
+        return self.refuses.get(kind)
+
+    @property
+    def scores_pixels(self):
+        """Whether pixels of segmenters have a score each."""
+        return "segmenter" not in self.refuses
 
     @property
     def default(self):

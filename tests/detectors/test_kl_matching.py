@@ -8,7 +8,7 @@ from torch import nn
 
 from skood import KLMatchingDetector
 from tests.detectors import Method
-from tests.networks import MLP, Segmenter, seeded
+from tests.networks import MLP, seeded
 
 METHOD = Method(
     settings={
@@ -84,8 +84,3 @@ def test_confident_networks():
     new = np.array([[0.0, 0, 0], [500, 0, 500], [0, 1e3, 0]])
     np.testing.assert_allclose(detector.score_samples(new), reference(X, new), rtol=1e-10)
     assert np.isfinite(detector.offset_)
-
-
-def test_maps_are_refused(images):
-    with pytest.raises(ValueError, match=r"needs .n_samples, n_classes"):
-        KLMatchingDetector(seeded(Segmenter)).fit(images[0])

@@ -104,9 +104,15 @@ def test_maps(images):
     scores = detector.score_samples(X)
     np.testing.assert_allclose(scores.ravel(), reference(logits), 1e-4, 1e-5)
     assert scores.shape == (24, 8, 8)
-    detector = MSPDetector(net, temperature="fit")
-    with pytest.raises(ValueError, match="labels of pixels, pass a number"):
-        detector.fit(X, np.zeros((24, 8, 8), dtype=int))
+    y = logits.argmax(1).view(24, 8, 8).numpy()
+    y[:, 0] = 2
+    y[:, 1] = 255
+    counts = y.ravel() != 255
+    same = nn.Linear(3, 3)
+    nn.init.eye_(same.weight), nn.init.zeros_(same.bias)
+    expected = MSPDetector(same, temperature="fit").fit(logits[counts], y.ravel()[counts])
+    detector = MSPDetector(net, temperature="fit").fit(X, y)
+    assert detector.temperature_ == pytest.approx(expected.temperature_, rel=1e-4)
 
 
 def test_the_temperature_is_scipys(head):

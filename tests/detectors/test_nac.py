@@ -23,7 +23,7 @@ from skood.datasets import load_digits_ood
 from skood.metrics import auroc_score
 from tests import networks
 from tests import references as ref
-from tests.detectors import Method
+from tests.detectors import NEEDS_VECTORS, Method
 from tests.networks import MLP, ResNet, SmallCNN, ViT, WeightNormed, seeded
 from tests.parity import (
     IMAGE_NETWORKS,
@@ -51,6 +51,7 @@ METHOD = Method(
     # Scores jump where a state falls into the next bin.
     agreement=0.95,
     fixed={"alpha": 1.0},
+    refuses={"segmenter": NEEDS_VECTORS},
 )
 
 

@@ -7,7 +7,7 @@ import torch
 from skood import EnergyDetector, RankFeatDetector
 from skood.detectors.shaping.rankfeat import without_rank_one
 from tests import references as ref
-from tests.detectors import Method
+from tests.detectors import NEEDS_VECTORS, Method
 from tests.networks import MLP, ResNet, Segmenter, SmallCNN, ViT, seeded
 from tests.parity import DTYPES, TOLERANCE, assert_parity, cast, linear
 
@@ -19,6 +19,7 @@ METHOD = Method(
         "default": RankFeatDetector(),
         "two": RankFeatDetector(["conv1", "conv2"], weights=["conv2"]),
     },
+    refuses={"segmenter": NEEDS_VECTORS},
 )
 
 
