@@ -109,7 +109,8 @@ def check_refused(detector, kind, message):
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_on_each_kind_of_network(detector, kind):
     method = method_of(detector)
-    detector, message = type(detector)(network(kind)), method.refused(kind)
+    detector = clone(detector).set_params(model=network(kind))
+    message = method.refused(kind)
     if message is None:
         check_works(detector, kind, method.scores_pixels)
     else:

@@ -13,7 +13,7 @@ from skood.detectors.gradients.gaia import of_the_largest
 from skood.network import Network
 from skood.testing.common import assert_untouched, snapshot
 from tests import references as ref
-from tests.detectors import Method
+from tests.detectors import NEEDS_VECTORS, Method
 from tests.networks import (
     MLP,
     ConvHead,
@@ -33,6 +33,7 @@ NO_ZEROS = r"no gradient at its layers .* is 0 on two rows"
 METHOD = Method(
     settings={"default": GAIADetector()},
     in_networks={"default": GAIADetector(), "z": GAIADetector(["bn", "relu:0"], variant="z")},
+    refuses={"segmenter": NEEDS_VECTORS},
 )
 KINDS = {"z": GAIADetector(variant="z"), "a": GAIADetector()}
 EACH = pytest.mark.parametrize("variant", KINDS)

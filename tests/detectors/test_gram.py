@@ -7,7 +7,7 @@ from torch import nn
 
 from skood import GramDetector
 from skood.detectors.layers.gram import gram_sums
-from tests.detectors import Method
+from tests.detectors import NEEDS_VECTORS, Method
 from tests.networks import Segmenter, SmallCNN, seeded
 from tests.parity import DTYPES, assert_parity, cast
 
@@ -22,6 +22,7 @@ METHOD = Method(
         "stages": GramDetector(layers=["relu:0", "relu:1"]),
         "labels": GramDetector(layers=["conv2", None], by="label", divide_by_msp=False),
     },
+    refuses={"segmenter": NEEDS_VECTORS},
     excused=dict.fromkeys(["check_outliers_fit_predict", "check_outliers_train"], INSIDE),
 )
 LABELS_OR_NOT = pytest.mark.parametrize("by", ["predicted", "label"])

@@ -16,6 +16,7 @@ METHOD = Method(
     },
     in_networks={"default": ODINDetector()},
     gives_maps=True,
+    refuses={"BERT": "cannot be moved by a small step"},
 )
 
 

@@ -39,6 +39,7 @@ METHOD = Method(
     },
     in_networks={"default": PerturbedDetector(EnergyDetector(), 0.05)},
     gives_maps=True,
+    refuses={"BERT": "cannot be moved by a small step"},
 )
 
 

@@ -37,6 +37,7 @@ METHOD = Method(
         "learns": TransformsDetector(MahalanobisDetector(reg_covar=0.1), ["blur", "contrast"]),
     },
     gives_maps=True,
+    refuses={"BERT": "take arrays of floats"},
 )
 
 

@@ -94,7 +94,7 @@ class TransformsDetector(ScoresByDetector):
                 raise ValueError(f"transforms has {name!r}: name {known}, or give a callable.")
         if names and (network.takes_named or not network.input_dtype.is_floating_point):
             raise ValueError(
-                f"transforms={names} take arrays of floats, and X is none. Give callables, of a "
+                f"transforms={names} take arrays of floats, and X is none.\nGive callables, of a "
                 "batch as the network gets it."
             )
         if not self.transforms:
