@@ -22,7 +22,9 @@ from skood import (
     LayersDetector,
     MSPDetector,
     NNGuideDetector,
+    PerturbedDetector,
     ReActDetector,
+    TransformsDetector,
     ViMDetector,
 )
 from skood.calibration import ConformalDetector
@@ -208,6 +210,13 @@ def test_one_number_an_image_is_refused(detector):
     with pytest.raises(ValueError, match=expected) as error:
         clone(detector).set_params(model=net).fit(X)
     assert str(error.value).count("\n") == 2
+
+
+def test_detectors_that_change_inputs_take_methods_on_logits():
+    for inner in (KNNDetector(segmenter()), MSPDetector(segmenter(), temperature="fit")):
+        for detector in (PerturbedDetector(inner, 0.1), TransformsDetector(inner, ["mirror"])):
+            with pytest.raises(ValueError, match="scores each pixel of this network as a row"):
+                detector.fit(*data(12))
 
 
 def test_what_needs_one_number_an_image():

@@ -298,7 +298,8 @@ class BaseDetector(
             if training.source.maps is not None:
                 self._pixel_kinds(training.source.maps, joined, training.source.row_shape)
         if isinstance(scorer, LearningScorer):
-            joined = scorer.calibrate(joined)
+            # Those of pixels are compared with no others.
+            joined = joined if first.ndim > 2 else scorer.calibrate(joined)
             scorer.clear_cache()
         return joined
 

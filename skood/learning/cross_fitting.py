@@ -37,6 +37,10 @@ class WrappedScorer(LearningScorer):
         for name in SETTINGS:
             setattr(self, name, getattr(scorer, name))
 
+    labels = property(
+        lambda self: self.scorer.labels, lambda self, labels: setattr(self.scorer, "labels", labels)
+    )
+
     def __getattr__(self, name):
         try:
             return super().__getattr__(name)
@@ -91,7 +95,6 @@ class CrossFitted(WrappedScorer):
 
     def update(self, state, inputs, class_indices, keys):
         """Let each fold learn from its rows, which their keys tell."""
-        self.scorer.labels = self.labels
         folds = folds_of(keys)
         state.counts += folds.bincount(minlength=N_FOLDS).to(state.counts)
         for fold, own in enumerate(state.folds):

@@ -129,16 +129,17 @@ def test_learns_from_rows_as_they_are(images, inner):
     np.testing.assert_array_equal(twin.score_samples(X), detector.score_samples(X))
 
 
-def test_of_several_layers(images):
+@pytest.mark.parametrize("layers", [["conv1", "conv2"], ["conv2"]])
+def test_of_several_layers(images, layers):
     """What `LayersDetector` calibrates on training rows it does so on transformed ones."""
     X, y = images
     net = seeded(SmallCNN)
-    inner = LayersDetector(layers=["conv1", "conv2"], detector=KNNDetector(k=2), combine="std")
+    inner = LayersDetector(layers=layers, detector=KNNDetector(k=2), combine="std")
     detector = TransformsDetector(inner, ["mirror"], model=net)
     scores = detector._fit(X, y).numpy()
-    assert scores.shape == (24,) and detector.layers_ == ["conv1", "conv2"]
+    assert scores.shape == (24,) and detector.layers_ == layers
     scorer = detector.scorer_.scorer
-    parts = [KNNDetector(net, layer, k=2, normalize=True).fit(X, y) for layer in ("conv1", "conv2")]
+    parts = [KNNDetector(net, layer, k=2, normalize=True).fit(X, y) for layer in layers]
     at = [[part.score_samples(x) for part in parts] for x in (X, X[..., ::-1].copy())]
     expected = (np.mean(at, 0).T - scorer.centers.numpy()) / scorer.scales.numpy()
     np.testing.assert_allclose(detector.score_samples(X), expected.sum(1), 1e-4, 1e-4)

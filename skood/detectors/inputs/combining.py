@@ -53,6 +53,7 @@ class Combination:
 
     def __init__(self, transforms, how, include_last):
         self.transforms, self.how, self.include_last = transforms, how, include_last
+        self.n_scored = len(transforms) - (not include_last)
 
     def groups(self, inputs):
         """Return the inputs of the scorer for each transform.
@@ -101,6 +102,7 @@ class LearningTransformsScorer(WrappedScorer):
     def __init__(self, scorer, combination):
         super().__init__(scorer)
         self.combination, self.groups = combination, combination.groups
+        self.of_layers = False
 
     def start(self, training):
         """Let the scorer start."""
@@ -117,21 +119,27 @@ class LearningTransformsScorer(WrappedScorer):
 
     def update(self, state, inputs, class_indices, keys):
         """Let the scorer learn from rows as they are."""
-        self.scorer.labels = self.labels
         self.scorer.update(state, self.groups(inputs)[-1], class_indices, keys)
 
     forward = TransformsScorer.forward
 
     def leave_one_out(self, inputs, class_indices, keys):
         """Score transformed training rows, each as if the scorer had not learned from it."""
-        return self.combination.scores(
+        scores = self.combination.scores(
             lambda group: self.scorer.leave_one_out(group, class_indices, keys), inputs
         )
+        # Those of pixels are combined at once, those of layers lie side by side until then.
+        self.of_layers = scores.ndim == 3
+        return self.combination.combined(scores) if scores.ndim > 3 else scores.flatten(1)
 
     def calibrate(self, scores):
         """Return the scores of training rows, after the scorer has compared all transforms."""
-        calibrated = super().calibrate(scores.flatten(0, 1))
-        return self.combination.combined(calibrated.unflatten(0, scores.shape[:2]))
+        if scores.ndim > 2:
+            return scores
+        n_rows, n_transforms = len(scores), self.combination.n_scored
+        scores = scores.view(n_rows * n_transforms, -1)
+        calibrated = super().calibrate(scores if self.of_layers else scores[:, 0])
+        return self.combination.combined(calibrated.view(n_rows, n_transforms))
 
 
 class Untransformed:

@@ -155,7 +155,7 @@ class PerturbedDetector(MovesInputs, ScoresByDetector):
     keep: str = param(StrOptions({"last", "min"}), default="last")
 
     def _build(self, network):
-        body, scorer = self.detector._build(network)
+        body, scorer = self._parts_inside(network)
         climbed = scorer
         if (climber := steeper(self.detector)) is not self.detector:
             climbed = climber._build(network)[1].eval().to(network.device)

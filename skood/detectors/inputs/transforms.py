@@ -102,7 +102,7 @@ class TransformsDetector(ScoresByDetector):
         return [f for t in self.transforms for f in ([t] if callable(t) else TRANSFORMS[t])]
 
     def _build(self, network):
-        body, scorer = self.detector._build(network)
+        body, scorer = self._parts_inside(network)
         if hasattr(body, "unmoved"):
             raise ValueError(
                 f"{type(self.detector).__name__} moves rows by what it has learned from them as "

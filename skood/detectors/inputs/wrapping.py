@@ -4,6 +4,7 @@ from skood._typing import Model, RandomState
 from skood.estimators.base import BaseDetector
 from skood.estimators.parameters import param
 from skood.learning.cross_fitting import CrossFitted
+from skood.learning.pixels import by_pixel
 
 
 class ScoresByDetector(BaseDetector):
@@ -51,6 +52,17 @@ class ScoresByDetector(BaseDetector):
         if self.random_state is None:
             return self.detector._random_state()
         return super()._random_state()
+
+    def _parts_inside(self, network):
+        """Return body and scorer of the detector, or raise where it scores pixels as rows."""
+        body, scorer = self.detector._build(network)
+        if by_pixel(body, scorer) is not scorer:
+            raise ValueError(
+                f"{type(self.detector).__name__} scores each pixel of this network as a row, and "
+                "inputs are changed as a whole.\nTake a method on logits that learns nothing, "
+                "such as EnergyDetector(net)."
+            )
+        return body, scorer
 
     def _inspect(self, scorer, inputs):
         self.detector._inspect(inner(scorer), inputs)
