@@ -51,7 +51,6 @@ from tests.networks import (
 )
 from tests.registry import (
     DEFAULTS,
-    DETECTORS,
     EXTRACTORS,
     IN_NETWORKS,
     KINDS,
@@ -389,9 +388,10 @@ def test_parameters_set_after_fit_reach_no_pickle(iris, images):
 
 def test_clone_shares_the_network():
     net = nn.Linear(4, 3)
-    for cls in DETECTORS:
-        assert clone(cls(net)).model is net
-        assert clone(make_pipeline(FeatureExtractor(net), cls(net)))[-1].model is net
+    for default in DEFAULTS:
+        detector = clone(default).set_params(model=net)
+        assert detector.model is net
+        assert clone(make_pipeline(FeatureExtractor(net), detector))[-1].model is net
     frozen = FrozenEstimator(LogisticRegression())
     assert clone(ASHDetector(frozen)).model is frozen
     classifier = LogisticRegression()
@@ -400,8 +400,8 @@ def test_clone_shares_the_network():
 
 def test_a_pickle_holds_no_tensor_of_ours(iris):
     X, y = iris
-    for cls in DETECTORS:
-        state = cls().fit(X, y).__getstate__()
+    for default in DEFAULTS:
+        state = clone(default).fit(X, y).__getstate__()
         assert "scorer_" not in state and "_network" not in state
         buffer = io.BytesIO()
         pickle.dump(state, buffer)

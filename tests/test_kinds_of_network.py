@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 
-from skood import DeepEnsembleDetector
+from skood import DeepEnsembleDetector, PerturbedDetector, TransformsDetector
 from skood.network import NetworkEnsemble
 from skood.testing.common import assert_untouched, depends_on_keys, snapshot
 from tests.networks import ChannelsLast, ResNet, Segmenter, Sequences, ViT, sample_inputs, seeded
@@ -109,8 +109,9 @@ def check_refused(detector, kind, message):
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_on_each_kind_of_network(detector, kind):
     method = method_of(detector)
-    detector = clone(detector).set_params(model=network(kind))
-    message = method.refused(kind)
+    has_defaults = not isinstance(detector, (PerturbedDetector, TransformsDetector))
+    detector = type(detector)() if has_defaults else clone(detector)
+    detector, message = detector.set_params(model=network(kind)), method.refused(kind)
     if message is None:
         check_works(detector, kind, method.scores_pixels)
     else:

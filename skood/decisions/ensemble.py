@@ -383,6 +383,7 @@ class EnsembleDetector(
         """
         return get_scorer("auroc")(self, X, y)
 
+    _given_model = BaseDetector._given_model
     _known_labels = BaseDetector._known_labels
 
     @property

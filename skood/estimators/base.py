@@ -379,6 +379,7 @@ class BaseDetector(
             part, _, buffer = name.rpartition(".")
             # np.array: what skops or a memmap gives may be read-only.
             parts[part].register_buffer(buffer, torch.from_numpy(np.array(array)))
+        scorer = scorer.to(self._network.device)
         if "_learned" in vars(self):
             self._scorer = unlearned(scorer)
         if "offset_" in vars(self):

@@ -1,5 +1,6 @@
 """What learning adds to: sums over rows, extremes and log-sums, in chunks that merge."""
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -69,6 +70,12 @@ class State:
 
     def __setstate__(self, state):
         vars(self).update({name: from_numpy(value) for name, value in state.items()})
+
+    def __deepcopy__(self, memo):
+        # Where it is, not by __getstate__ on the CPU.
+        twin = object.__new__(type(self))
+        vars(twin).update(copy.deepcopy(vars(self), memo))
+        return twin
 
 
 class StateList(State):
