@@ -8,71 +8,9 @@ from skood._warnings import silent
 from skood.learning.blocks import score_in_folds
 from skood.learning.learning import LearningScorer, unlearned
 from skood.learning.states import State, StateList
+from skood.learning.wrapping import WrappedScorer
 
 N_FOLDS = 10
-# Of a scorer, and so of one around it.
-SETTINGS = (
-    "n_threshold_rows",
-    "needs_row_keys",
-    "samples_by_key",
-    "folds_by_key",
-    "learns_pixels",
-    "note_rows",
-    "settings",
-)
-
-
-class WrappedScorer(LearningScorer):
-    """A scorer that learns, with another one around it; what that one has can be asked of this.
-
-    Parameters
-    ----------
-    scorer : LearningScorer
-        The one inside.
-    """
-
-    def __init__(self, scorer):
-        super().__init__()
-        self.scorer = scorer
-        for name in SETTINGS:
-            setattr(self, name, getattr(scorer, name))
-
-    labels = property(
-        lambda self: self.scorer.labels, lambda self, labels: setattr(self.scorer, "labels", labels)
-    )
-
-    def __getattr__(self, name):
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("scorer"), name)
-
-    def start(self, training):
-        """Let the scorer start."""
-        self.scorer.start(training)
-
-    def check(self, inputs):
-        """Raise if rows are too large."""
-        self.scorer.check(inputs)
-
-    def finalize(self, state, classes):
-        """Let the scorer finish."""
-        self.scorer.finalize(state, classes)
-
-    def clear_cache(self):
-        """Drop what only learning needs."""
-        self.scorer.clear_cache()
-
-    def forward(self, *inputs):
-        """Score rows."""
-        return self.scorer(*inputs)
-
-    def calibrate(self, scores):
-        """Return the scores of training rows."""
-        self.scorer.rounding = self.rounding
-        scores = self.scorer.calibrate(scores)
-        self.rounding = self.scorer.rounding
-        return scores
 
 
 class CrossFitted(WrappedScorer):

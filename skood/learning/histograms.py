@@ -12,8 +12,9 @@ def even_edges(low, high, n_bins):
     """Return the edges of bins of equal width; of one bin if all numbers are equal."""
     if high <= low:
         return torch.stack([low, torch.nextafter(low, low.new_tensor(torch.inf))])
-    steps = torch.arange(n_bins + 1, dtype=low.dtype, device=low.device)
-    return low + (high - low) / n_bins * steps
+    # On the CPU: a GPU rounds otherwise, and numbers may lie on edges.
+    device, low, high = low.device, low.cpu(), high.cpu()
+    return (low + (high - low) / n_bins * torch.arange(n_bins + 1, dtype=low.dtype)).to(device)
 
 
 def find_bins(features, edges):

@@ -8,7 +8,7 @@ from skood.data.arrays import CHUNK_BYTES, feature_batch_rows
 from skood.data.labels import map_kinds, maps_at
 from skood.learning.keys import entry_keys
 from skood.learning.learning import LearningScorer
-from skood.learning.unlearned import Unlearned
+from skood.learning.wrapping import FixedScorer, WrappedScorer
 
 # A bank of all rows would be one of all pixels: of 1000 small maps of 64 × 64 already 4 million.
 N_BANK_PIXELS = 20_000
@@ -19,11 +19,10 @@ def rows_of(maps):
     return maps.movedim(1, -1).flatten(0, -2)
 
 
-class Pixelwise(LearningScorer):
+class Pixelwise(WrappedScorer):
     """Maps (n_samples, D, H, W) → scores (n_samples, H, W), each pixel's by a scorer of rows.
 
-    It learns from rows, the pixels that count, and passes rows (n_samples, D) on as they are. What
-    is asked of it beyond, such as a buffer, is looked for in the scorer of rows.
+    It learns from rows, the pixels that count, and passes rows (n_samples, D) on as they are.
 
     Parameters
     ----------
@@ -31,32 +30,11 @@ class Pixelwise(LearningScorer):
         Maps rows (n_samples, D) to scores.
     """
 
-    needs_row_keys = True
-
     def __init__(self, scorer):
-        super().__init__()
-        self.scorer = scorer if isinstance(scorer, LearningScorer) else Unlearned(scorer)
         if getattr(scorer, "bank_size", 0) is None:
             scorer.bank_size, scorer.samples_by_key = N_BANK_PIXELS, True
-
-    def __getattr__(self, name):
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "scorer":
-                raise
-            return getattr(self.scorer, name)
-
-    n_threshold_rows = property(lambda self: self.scorer.n_threshold_rows)
-    samples_by_key = property(lambda self: self.scorer.samples_by_key)
-    folds_by_key = property(lambda self: self.scorer.folds_by_key)
-    labels = property(
-        lambda self: self.scorer.labels, lambda self, labels: setattr(self.scorer, "labels", labels)
-    )
-
-    def check(self, inputs):
-        """Raise if pixels are finite but too large to learn from."""
-        self.scorer.check(inputs)
+        super().__init__(scorer if isinstance(scorer, LearningScorer) else FixedScorer(scorer))
+        self.needs_row_keys = True
 
     def init_state(self, inputs, n_classes, n_expected):
         """Return the `State` of no pixels."""
@@ -66,21 +44,9 @@ class Pixelwise(LearningScorer):
         """Add pixels to the state."""
         self.scorer.update(state, inputs, class_indices, keys)
 
-    def finalize(self, state, classes):
-        """Let the scorer of rows finish."""
-        self.scorer.finalize(state, classes)
-
     def leave_one_out(self, inputs, class_indices, keys):
         """Score training pixels, each as if it had not been learned from."""
         return self.scorer.leave_one_out(inputs, class_indices, keys)
-
-    def calibrate(self, scores):
-        """Return the scores of training pixels."""
-        return self.scorer.calibrate(scores)
-
-    def clear_cache(self):
-        """Drop what only learning needs."""
-        self.scorer.clear_cache()
 
     def forward(self, *maps):
         """Score the pixels of maps, some at a time, or rows."""

@@ -1,14 +1,11 @@
 """GAIA: gradients at the normalisation layers that are dense, or large for what the head makes."""
 
-from collections.abc import Sequence
-from numbers import Integral
-
 import torch
 from torch import nn
 
 from skood._compat import StrOptions
 from skood._warnings import warn
-from skood.estimators.kinds import ClassifierDetector, per_layer
+from skood.estimators.kinds import ClassifierDetector, ReadsLayers
 from skood.estimators.parameters import param
 from skood.functional import clip_to, kl_to_uniform_grad, pool
 from skood.network.gradients import FEATURES
@@ -70,7 +67,7 @@ class AttributionScorer(nn.Module):
         return clip_to(-inner / size.clamp(min=torch.finfo(size.dtype).tiny), torch.float64)
 
 
-class GAIADetector(ClassifierDetector):
+class GAIADetector(ReadsLayers, ClassifierDetector):
     r"""Gradients at the normalisation layers: how large, or how many of them are not 0.
 
     For "a" let :math:`\bar g` be the mean over positions of the gradient of the sum of the features
@@ -145,11 +142,7 @@ class GAIADetector(ClassifierDetector):
     (['1'], (4,))
     """
 
-    layers: Sequence[str] | None = param(list, tuple, None, default=None, kw_only=False)
     variant: str = param(StrOptions({"a", "z"}), default="a")
-    channel_axis: int | Sequence[int | None] | None = param(
-        Integral, "array-like", None, default=None
-    )
 
     @property
     def looks_inside(self) -> bool:
@@ -158,19 +151,20 @@ class GAIADetector(ClassifierDetector):
 
     def _build(self, network):
         network.require_logits()
-        layers = list(network.norms() if self.layers is None else self.layers)
-        if self.layers is None and not layers and self.variant == "a":
+        norms = network.norms() if self.layers is None else ()
+        is_without_layers = self.layers is None and not norms
+        if is_without_layers and self.variant == "a":
             return network.features(), AttributionScorer((), network.head)
         name = "X" if network.takes_features else type(network.module).__name__
-        if self.layers is None and not layers:
+        if is_without_layers:
             raise ValueError(
                 f"{name} has no normalisation layers, such as nn.BatchNorm2d, at which "
                 "variant='z' reads gradients.\nPass a whole network that has some, or name layers: "
                 "layers=[...]."
             )
-        if len(set(layers)) < len(layers) or not layers or None in layers:
-            raise ValueError(f"layers={layers} must name at least one submodule, each once.")
-        axes = per_layer(self.channel_axis, len(layers), "channel_axis")
+        layers, axes = self._layers_and_axes(norms)
+        if None in layers:
+            raise ValueError(f"layers={layers} must name submodules: gradients are read there.")
         if self.variant == "a":
             how = {"of": FEATURES, "channel_axes": axes}
             body = network.gradients(layers, of_the_mean, mean_gradient, **how)

@@ -6,8 +6,8 @@ from torch.utils._pytree import tree_map
 
 from skood.detectors.inputs.images import map_back
 from skood.functional import clip_to
-from skood.learning.cross_fitting import WrappedScorer
 from skood.learning.learning import as_inputs
+from skood.learning.wrapping import WrappedScorer
 
 
 class TransformsBody(nn.Module):

@@ -18,7 +18,7 @@ from skood.functional import clip_to, pool, radial
 from skood.learning.learning import LearningScorer
 from skood.learning.states import StateList
 from skood.learning.thresholds import N_ULPS, epsilon
-from skood.learning.unlearned import Unlearned
+from skood.learning.wrapping import FixedScorer
 
 
 def mean_and_deviation(output, *, channel_axis, mask):
@@ -318,7 +318,7 @@ class LayersDetector(ReadsStages, BaseDetector):
         n_parts = 1 if self.combine == "concat" else len(layers)
         parts = [self._part()._make_scorer() for _ in range(n_parts)]
         if not isinstance(parts[0], LearningScorer):
-            parts = [Unlearned(part) for part in parts]
+            parts = [FixedScorer(part) for part in parts]
         body = network.layers(layers, POOLS[self.pool], channel_axes=axes)
         return body, LayersScorer(layers, parts, self.combine, self.weights, self.normalize)
 
