@@ -212,6 +212,33 @@ def test_eight_threads_read_their_own_rows():
 # Stages.
 
 
+class Bottleneck(nn.Module):
+    """A block whose first layer keeps the size of the maps that its second one halves."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 2, 1), nn.Conv2d(2, 4, 3, 2, padding=1)
+        self.short = nn.MaxPool2d(2)
+
+    def forward(self, x):
+        """Map (n, 4, H, W) to (n, 4, H / 2, W / 2)."""
+        return self.second(self.first(x).relu()) + self.short(x)
+
+
+class Attention(nn.Module):
+    """Attention between the positions of maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.dropout = nn.Conv2d(4, 4, 1), nn.Dropout(0.1)
+
+    def forward(self, x):
+        """Map (n, 4, H, W) to the same shape."""
+        tokens = self.query(x).flatten(2)
+        weights = self.dropout((tokens.mT @ tokens).unsqueeze(1).softmax(3)).squeeze(1)
+        return x + (tokens @ weights.mT).view_as(x)
+
+
 @pytest.mark.parametrize(
     ("net", "expected"),
     [
@@ -227,8 +254,14 @@ def test_eight_threads_read_their_own_rows():
                        nn.Linear(27, 9), nn.ReLU(), nn.Linear(9, 3)), ("1", "2", None)),
         (nn.Sequential(nn.Conv1d(1, 3, 3, 2), nn.ReLU(), nn.Conv1d(3, 4, 3), nn.Flatten(),
                        nn.Linear(4 * 5, 3)), ("1", "2", None)),
+        (nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Sequential(Bottleneck(), nn.ReLU()),
+                       Bottleneck(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)),
+         ("1", "2", "3")),
+        (nn.Sequential(nn.Conv2d(1, 4, 2, 2), Attention(), nn.Flatten(), nn.Linear(64, 3)),
+         ("1", None)),
     ],
-    ids=["resnet", "vit", "mlp", "segmenter", "maps", "channels last", "dense", "1x1", "vgg", "1d"],
+    ids=["resnet", "vit", "mlp", "segmenter", "maps", "channels last", "dense", "1x1", "vgg", "1d",
+         "bottlenecks", "attention"],
 )  # fmt: skip
 def test_stages_are_the_ends_of_the_sizes_of_maps(net, expected):
     shape = getattr(net, "input_shape", (1, 8, 8))
