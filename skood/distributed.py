@@ -311,6 +311,11 @@ def map_rows(estimator, method, X):
     is_frame = hasattr(X, "columns")
     one = X._meta_nonempty if is_frame else np.ones((1, *X.shape[1:]), X.dtype)
     nothing = getattr(estimator, method)(one)[:0]
+    if hasattr(nothing, "columns"):
+        raise TypeError(
+            f"{type(estimator).__name__} gives frames, as set_output or set_config say, and none "
+            "of dask.\nsklearn.set_config(transform_output='default') gives dask arrays."
+        )
     arguments = call, share(estimator), method, nothing
     if is_frame:
         return X.map_partitions(*arguments, meta=nothing)

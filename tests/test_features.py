@@ -10,7 +10,9 @@ from sklearn import config_context
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from skood import (
     ASHDetector,
@@ -18,6 +20,7 @@ from skood import (
     FeatureExtractor,
     GAIADetector,
     GMMDetector,
+    KNNDetector,
     NNGuideDetector,
     RankFeatDetector,
     ReActDetector,
@@ -138,6 +141,24 @@ def test_names_frames_and_pickles(images):
     assert list(frame.columns) == [f"featureextractor{i}" for i in range(12)]
     twin = pickle.loads(pickle.dumps(extractor))
     np.testing.assert_array_equal(twin.transform(X), frame)
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_frames_through_a_pipeline(library, images):
+    """Each step knows the names of the one before; scores stay those without frames."""
+    X, y = images
+    steps = FeatureExtractor(seeded(SmallCNN)), StandardScaler(), KNNDetector(k=1)
+    expected = make_pipeline(*map(clone, steps)).fit(X, y).score_samples(X)
+    pipe = make_pipeline(*steps).set_output(transform=library).fit(X, y)
+    names = [f"featureextractor{i}" for i in range(12)]
+    assert list(pipe[-1].feature_names_in_) == list(pipe[:-1].get_feature_names_out()) == names
+    assert type(pipe[:-1].transform(X)).__module__.startswith(library)
+    np.testing.assert_allclose(pipe.score_samples(X), expected, 1e-6)
+    loader = DataLoader(TensorDataset(torch.from_numpy(X)), 7)
+    np.testing.assert_allclose(pipe.score_samples(loader), expected, 1e-6)
+    blocks = pytest.importorskip("dask.array").from_array(X, 12)
+    with pytest.raises(TypeError, match=r"none of dask.\n.*transform_output='default'"):
+        pipe[0].transform(blocks)
 
 
 def test_the_first_token_is_of_tokens(images):

@@ -1,6 +1,6 @@
 """Any array library and device, as torch batches and back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import joblib
 import numpy as np
@@ -31,7 +31,13 @@ def namespace_of(X):
 
 def check_kind(X):
     """Raise if X is of a kind that holds no rows of numbers; no row is printed."""
-    first = X[0] if isinstance(X, (list, tuple)) and len(X) else None
+    first = X[0] if isinstance(X, Sequence) and len(X) else None
+    if isinstance(first, str):
+        raise TypeError(
+            "X holds texts. Expected an array of numbers, (n_samples, n_features), or what the "
+            "network takes.\nTokenize them, tokenizer(texts, padding=True, return_tensors='pt'), "
+            "or embed them."
+        )
     if isinstance(first, Mapping):
         raise TypeError(
             f"X is a list of {len(X)} dicts. Expected an array, or one dict of arrays whose rows "
@@ -136,6 +142,17 @@ def explain(error, X):
 def is_named(X):
     """Tell a dict of arrays from an array; scipy's dok_array is a dict too."""
     return isinstance(X, Mapping) and not issparse(X)
+
+
+def as_in_fit(X, estimator):
+    """Return one input under a name or without one, as ``fit`` was given it."""
+    expected = getattr(estimator, "_row_shape", None) or (None,)
+    by_name = isinstance(expected[0], str)
+    if len(expected) == 1 and by_name and not is_named(X):
+        return {expected[0]: X}
+    if is_named(X) and len(X) == 1 and not by_name and expected[0] is not None:
+        return next(iter(X.values()))
+    return X
 
 
 def as_array(values, name):
@@ -254,6 +271,7 @@ class Rows:
     def __init__(self, estimator, X, *, reset, min_samples=1):
         owner = type(estimator).__name__
         check_kind(X)
+        X = X if reset else as_in_fit(X, estimator)
         self.is_named = is_named(X)
         if self.is_named:
             self.namespace, self.native_device, self._native = "numpy", "cpu", None

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Mapping
 from functools import cached_property
+from inspect import Parameter
 
 import numpy as np
 import torch
@@ -75,7 +76,8 @@ def takes_by_name(model, name):
         model = getattr(model, wrapper, model)
     forward = getattr(model, "forward", None)
     parameters = {} if forward is None else inspect.signature(forward).parameters
-    return name in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+    # Networks of Hugging Face swallow any other name as one of **kwargs.
+    return name in parameters or {p.kind for p in parameters.values()} == {Parameter.VAR_KEYWORD}
 
 
 def split_batch(batch):
@@ -103,9 +105,27 @@ def split_batch(batch):
     return batch if len(batch) == 2 else (batch[0], None)
 
 
-def _last_words(error):
-    """Return the end of a message: what was found."""
-    return str(error).rstrip().rpartition("; ")[2]
+def read_batches(loader):
+    """Yield the batches of a DataLoader; say what to do where its rows make none."""
+    name = type(loader.dataset).__name__
+    try:
+        yield from loader
+    except TypeError as error:
+        if "default_collate:" not in str(error):
+            raise
+        raise TypeError(
+            f"The items of {name} make no batch: {str(error).rstrip().rpartition('; ')[2]}."
+            "\nThey must be tensors or arrays of one shape, with numbers or words as labels.\n"
+            "For PIL images give it transform=torchvision.transforms.ToTensor()."
+        ) from None
+    except RuntimeError as error:
+        if "stack expects each tensor to be equal size" not in str(error):
+            raise
+        raise ValueError(
+            f"The items of {name} make no batch: {str(error).split('but ')[-1]}.\nResize images. "
+            "Pad texts, DataLoader(..., collate_fn=DataCollatorWithPadding(tokenizer)) of "
+            "transformers."
+        ) from None
 
 
 class Stream:
@@ -149,17 +169,8 @@ class Stream:
         self._n_read = self._n_kept = self._n_labelled = 0
         # Whether label maps are handed on with their batch alone; all of them take more than X.
         self.forgets_maps = False
-        self._pairs = map(self._split, data)
-        try:
-            self._first = next(self._pairs, None)
-        except TypeError as error:
-            if "default_collate:" not in str(error):
-                raise
-            raise TypeError(
-                f"The items of {type(data.dataset).__name__} make no batch: {_last_words(error)}."
-                "\nThey must be tensors or arrays of one shape, with numbers or words as labels.\n"
-                "For PIL images give it transform=torchvision.transforms.ToTensor()."
-            ) from None
+        self._pairs = map(self._split, read_batches(data))
+        self._first = next(self._pairs, None)
         if self._first is None:
             raise ValueError(f"X is a {type(data.dataset).__name__} without a single batch.")
         rows = Rows(estimator, self._first[0], reset=reset)

@@ -27,6 +27,9 @@ from skood.network.outputs import (
 )
 from skood.network.stages import Stages
 
+# What networks raise for inputs that they do not take, or under another name.
+FAILS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
+
 
 class FindsHead:
     """The part of `Network` that runs it on a few rows, to see what it returns and how."""
@@ -107,7 +110,7 @@ class FindsHead:
         random_state = rng_state(self.device)
         try:
             output, stages = run(self.input_dtype)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except FAILS as error:
             parts = sample.items() if isinstance(sample, dict) else [("X", sample)]
             shapes = ", ".join(f"{n} of shape {tuple(t.shape)} and {t.dtype}" for n, t in parts)
             message = f"{self._owner} fails on two rows of X, {shapes}: {error}"
@@ -117,7 +120,7 @@ class FindsHead:
             self.input_dtype = torch.int64
             try:
                 output, stages = run(self.input_dtype)
-            except (RuntimeError, ValueError, TypeError, IndexError):
+            except FAILS:
                 raise ValueError(message) from error
         if not torch.equal(random_state, rng_state(self.device)):
             warn(
@@ -154,7 +157,7 @@ class FindsHead:
             return ""
         try:
             run(self.input_dtype, sample.movedim(-1, 1))
-        except (RuntimeError, ValueError, TypeError, IndexError):
+        except FAILS:
             return ""
         return f"\n{describe_channels_first(sample.numpy())}"
 

@@ -146,9 +146,10 @@ class NetworkServices:
         """Return the names of the layers that stand for the network where a method names none.
 
         For each size of maps the last module that gives it, but for those at the beginning of a
-        block that shrinks them, such as ``("layer1", "layer2", "layer3", "layer4")``, and None for the features unless these are the mean of the last one.
-        ``(None,)`` where there are no maps, as for vectors, where tokens follow them, as in a
-        vision transformer, and where there is no network.
+        block that shrinks them, such as ``("layer1", "layer2", "layer3", "layer4")``, and None
+        for the features unless these are the mean of the last one. ``(None,)`` where there are no
+        maps, as for vectors, where tokens follow them, as in a vision transformer, and where
+        there is no network.
         """
         return self._stages
 
