@@ -17,13 +17,15 @@ The digits of scikit-learn need no file.
 import argparse
 import inspect
 import json
-import time
 import warnings
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
+from sklearn.decomposition import PCA
+from skorch import NeuralNetClassifier
 from torch import nn
 
 import skood
@@ -32,7 +34,9 @@ from skood.base import BaseDetector
 from skood.benchmark import train_digits_network
 from skood.benchmark.results import measure, warm_up
 from skood.datasets import load_digits_ood
-from tests.networks import CIFARResNet20
+from skood.metrics import confidence_interval
+from skood.metrics.resampling import placements
+from tests.networks import MLP, CIFARResNet20
 
 # Of the network's training data, a channel.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -115,6 +119,16 @@ def texts(folder):
     return None, rows[train], y[train], rows[test], {"near": rows[near], "far": rows[far]}
 
 
+def compressed_1k(folder):
+    """Features of 1000 compressed images."""
+    return compressed(folder, 1000)
+
+
+def compressed_50k(folder):
+    """Features of 50 000 compressed images."""
+    return compressed(folder, 50_000)
+
+
 @cache
 def digits(_):
     """Digits 0 to 5 through a small network; the others, textures and noise are OOD."""
@@ -123,7 +137,33 @@ def digits(_):
     return network, data.X_train, data.y_train, data.X_test, data.ood
 
 
-TASKS = {task.__name__: task for task in (images, features, compressed, texts, digits)}
+@cache
+def perceptron(_):
+    """Digits 0 to 5 as 64 numbers, through one hidden layer of 128."""
+    data = load_digits_ood(as_images=False)
+    torch.manual_seed(0)
+    network = NeuralNetClassifier(
+        MLP(64, 128, 6), optimizer=torch.optim.Adam, lr=0.003, max_epochs=60, train_split=None,
+        verbose=0,
+    )  # fmt: skip
+    network.fit(data.X_train.astype(np.float32), data.y_train)
+    ood = {name: rows.astype(np.float32) for name, rows in data.ood.items()}
+    X, fresh = (rows.astype(np.float32) for rows in (data.X_train, data.X_test))
+    return network.module_, X, data.y_train, fresh, ood
+
+
+@cache
+def components(_):
+    """Principal components of the same digits, 20 of them, without a network."""
+    data = load_digits_ood(as_images=False)
+    pca = PCA(20, random_state=0).fit(data.X_train)
+    ood = {name: pca.transform(rows) for name, rows in data.ood.items()}
+    return None, pca.transform(data.X_train), data.y_train, pca.transform(data.X_test), ood
+
+
+MAIN = (images, features, compressed, texts, digits, perceptron, components)
+# One of three sizes counts in the mean over tasks.
+TASKS = {task.__name__: task for task in (*MAIN, compressed_1k, compressed_50k)}
 # They need more than a network and labels: negative labels, and several networks.
 OTHERS = {"NegLabelDetector", "DeepEnsembleDetector"}
 # What has no default, or none that fits all of these. Mirror images are for the first task alone.
@@ -147,28 +187,93 @@ def made(detector, network):
     return detector.set_params(**{n: 0 for n in detector.get_params() if n == "random_state"})
 
 
-def run(detector, task):
-    """Return the figures of a detector class on a task, or why there are none."""
-    network, X, y, fresh, sets = task
-    detector = made(detector, network)
+def error_of_mean(result):
+    """Return the standard error of the mean AUROC over OOD sets, which share their fresh rows."""
+    counts = [placements(*labels_and_scores(result, kind)) for kind in result.ood_scores]
+    n_inside, sizes = len(result.scores), [len(rows) for _, rows in counts]
+    shares = np.mean([c[0] / (2 * n) for c, n in zip(counts, sizes, strict=True)], axis=0)
+    parts = [np.var(c[1] / (2 * n_inside), ddof=1) / len(c[1]) for c in counts]
+    variance = np.var(shares, ddof=1) / n_inside + sum(parts) / len(counts) ** 2
+    return float(np.sqrt(variance))
+
+
+def labels_and_scores(result, kind):
+    """Return which rows are in-distribution, and scores."""
+    labels, scores = result.labelled(kind)
+    return labels == 1, scores
+
+
+def figures_of(detector, task):
+    """Return the figures of a detector on a task, or why there are none."""
+    _, X, y, fresh, sets = task
     try:
         warm_up(detector, X, y)
         result = measure(type(detector).__name__, detector, X, y, fresh, sets)
     except (TypeError, ValueError) as error:
         return {"error": str(error).splitlines()[0]}
+    intervals = {
+        kind: confidence_interval(["auroc", "fpr95"], *result.labelled(kind), random_state=0)
+        for kind in sets
+    }
     return {
         "auroc": {kind: values["AUROC"] for kind, values in result.metrics.items()},
+        "auroc_interval": {kind: of_kind["auroc"] for kind, of_kind in intervals.items()},
         "fpr95": {kind: values["FPR95"] for kind, values in result.metrics.items()},
+        "fpr95_interval": {kind: of_kind["fpr95"] for kind, of_kind in intervals.items()},
+        "error_of_mean_auroc": error_of_mean(result),
         "false_alarms": result.false_alarms,
         "fit_seconds": result.fit_seconds,
         "score_seconds": result.score_seconds,
     }
 
 
-def mean_auroc(tasks):
-    """Return the mean over tasks of the mean over their OOD sets."""
-    means = [np.mean(list(t["auroc"].values())) for t in tasks.values() if "auroc" in t]
-    return float(np.mean(means)) if len(means) == len(tasks) else float("nan")
+def run(detector, task, folder):
+    """Return the figures of a detector class with its defaults on a task, both by name."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    task = TASKS[task](folder)
+    return figures_of(made(getattr(skood, detector), task[0]), task)
+
+
+def of_main_tasks(tasks):
+    """Return the mean AUROC over OOD sets and tasks of a detector, and its standard error."""
+    tasks = [tasks.get(task.__name__, {}) for task in MAIN]
+    if not all("auroc" in task for task in tasks):
+        return float("nan"), float("nan")
+    means = [np.mean(list(task["auroc"].values())) for task in tasks]
+    errors = [task["error_of_mean_auroc"] for task in tasks]
+    return float(np.mean(means)), float(np.linalg.norm(errors) / len(tasks))
+
+
+def line_of(name, figures):
+    """Return what is printed of a detector on a task."""
+    if "error" in figures:
+        return f"  {name:30} {figures['error']:.90}"
+    aurocs = " ".join(f"{value:.3f}" for value in figures["auroc"].values())
+    seconds = f"{figures['fit_seconds']:.2f} + {figures['score_seconds']:.2f} s"
+    return f"  {name:30} {aurocs}   false alarms {figures['false_alarms']:6.1%}   {seconds}"
+
+
+def plot(report, path):
+    """Draw the means over tasks, with 95 % intervals, and those of each task."""
+    from matplotlib.figure import Figure
+
+    means = {name: of_main_tasks(tasks) for name, tasks in report.items()}
+    names = sorted((n for n in means if means[n][0] == means[n][0]), key=lambda n: means[n][0])
+    figure = Figure(figsize=(8, 0.2 * len(names) + 1), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(names))
+    for task in MAIN:
+        of_task = [np.mean(list(report[n][task.__name__]["auroc"].values())) for n in names]
+        axes.scatter(of_task, places, s=14, alpha=0.55, label=task.__name__)
+    middle, errors = np.transpose([means[name] for name in names])
+    axes.errorbar(middle, places, xerr=1.96 * errors, fmt="D", color="black", ms=4, label="mean")
+    axes.set_yticks(places, [name.removesuffix("Detector") for name in names], fontsize=8)
+    axes.set(xlabel="AUROC, mean over OOD sets", ylim=(-0.7, len(names) - 0.3))
+    axes.grid(alpha=0.3)
+    axes.axvline(0.5, color="grey", lw=1, ls=":")
+    figure.legend(loc="outside upper center", ncols=4, fontsize=8)
+    figure.savefig(path, dpi=150)
 
 
 def main():
@@ -180,40 +285,34 @@ def main():
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK",
                         help=", ".join(TASKS))  # fmt: skip
     parser.add_argument("--detectors", nargs="+", metavar="CLASS", help="all if left out")
-    parser.add_argument(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="where to write the figures, beside those that are there",
-    )
+    parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each (1)")
+    parser.add_argument("--json", type=Path, metavar="FILE",
+                        help="where to write the figures, beside those that are there")  # fmt: skip
+    parser.add_argument("--plot", type=Path, metavar="FILE",
+                        help="draw the means over tasks of what --json holds")  # fmt: skip
     options = parser.parse_args()
-    chosen = [d for d in detectors() if d.__name__ in (options.detectors or [d.__name__])]
+    names = [d.__name__ for d in detectors()]
+    names = [name for name in names if name in (options.detectors or names)]
     report = {}
     if options.json and options.json.exists():
         report = json.loads(options.json.read_text())
-    warnings.simplefilter("ignore")
-    for name in options.tasks:
-        task = TASKS[name](options.folder)
-        print(f"\n{name}: {TASKS[name].__doc__} OOD: {', '.join(task[4])}", flush=True)
-        for detector in chosen:
-            start = time.perf_counter()
-            figures = run(detector, task)
-            report.setdefault(detector.__name__, {})[name] = figures
-            if "error" in figures:
-                print(f"  {detector.__name__:30} {figures['error']:.90}", flush=True)
-                continue
-            aurocs = " ".join(f"{value:.3f}" for value in figures["auroc"].values())
-            print(
-                f"  {detector.__name__:30} {aurocs}   false alarms "
-                f"{figures['false_alarms']:6.1%}   {time.perf_counter() - start:.1f} s",
-                flush=True,
-            )
-    print("\nmean over the sets of a task, and over tasks")
-    for name in sorted(report, key=lambda name: -mean_auroc(report[name])):
-        print(f"  {name:30} {mean_auroc(report[name]):.3f}")
+    pairs = [(name, task) for task in options.tasks for name in names]
+    found = Parallel(options.jobs, return_as="generator")(
+        delayed(run)(*pair, options.folder) for pair in pairs
+    )
+    for (name, task), figures in zip(pairs, found, strict=True):
+        if name == names[0]:
+            print(f"\n{task}: {TASKS[task].__doc__}", flush=True)
+        report.setdefault(name, {})[task] = figures
+        print(line_of(name, figures), flush=True)
+    means = {name: of_main_tasks(report[name]) for name in report}
+    print("\nmean over the sets of a task, and over tasks, with its standard error")
+    for name in sorted(means, key=lambda name: -means[name][0]):
+        print(f"  {name:30} {means[name][0]:.3f} ± {means[name][1]:.3f}")
     if options.json:
-        report = dict(sorted(report.items()))
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        options.json.write_text(json.dumps(dict(sorted(report.items())), indent=1) + "\n")
+    if options.plot:
+        plot(report, options.plot)
 
 
 if __name__ == "__main__":

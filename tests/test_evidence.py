@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from skood import EnergyDetector, GMMDetector, LayersDetector
-from tests import evidence
+from skood import EnergyDetector, GMMDetector, KNNDetector, LayersDetector
+from skood.benchmark import Result
+from tests import evidence, settings
 from tests.networks import CIFARResNet20, seeded
 
 
@@ -51,9 +52,53 @@ def test_every_task_is_measured(tmp_path, monkeypatch, capsys):
         for task, expected in zip(tasks, kinds, strict=True):
             assert list(report[name][task]["auroc"]) == expected
             assert 0 <= report[name][task]["false_alarms"] <= 1
+            low, high = report[name][task]["auroc_interval"][expected[0]]
+            assert low <= report[name][task]["auroc"][expected[0]] <= high
     # Means further out are found by densities.
     assert report["GMMDetector"]["features"]["auroc"]["mnist"] > 0.9
     assert "mean over the sets" in capsys.readouterr().out
+
+
+def test_the_error_of_a_mean_over_sets_is_that_of_resampled_rows():
+    rng = np.random.default_rng(0)
+    inside = rng.normal(1, 1, 80)
+    sets = {"near": rng.normal(0.3, 1, 60), "far": rng.normal(size=90)}
+    result = Result("x", False, 0, 0, 0, None, inside, sets)
+
+    def mean_of(inside, sets):
+        values = [(inside[:, None] > rows).mean() for rows in sets]
+        return np.mean(values)
+
+    drawn = [
+        mean_of(rng.choice(inside, 80), [rng.choice(rows, len(rows)) for rows in sets.values()])
+        for _ in range(2000)
+    ]
+    assert evidence.error_of_mean(result) == pytest.approx(np.std(drawn), rel=0.1)
+
+
+def test_settings_are_compared(tmp_path, monkeypatch, capsys):
+    write(tmp_path)
+    monkeypatch.setattr(settings, "TASKS", ("features", "compressed_1k"))
+    monkeypatch.setattr(settings, "GRIDS", {KNNDetector: {"k": (1, 5)}})
+    path = tmp_path / "settings.json"
+    monkeypatch.setattr("sys.argv", ["settings", str(tmp_path), "--json", str(path)])
+    settings.main()
+    report = json.loads(path.read_text())
+    assert list(report) == ["GMMDetector", "MahalanobisDetector", "KNNDetector"]
+    assert set(report["KNNDetector"]["k=5"]) == {"features", "compressed_1k"}
+    # Means further out are found by densities.
+    assert report["GMMDetector"]["default"]["features"] > 0.9
+    assert "unit rows, tied, ridge 1 of the variance" in capsys.readouterr().out
+
+
+def test_the_picture_shows_all_that_were_measured(tmp_path):
+    of_task = {"auroc": {"far": 0.9}, "error_of_mean_auroc": 0.01}
+    tasks = {task.__name__: of_task for task in evidence.MAIN}
+    report = {"GMMDetector": tasks, "KNNDetector": {"digits": {"error": "no"}}}
+    assert evidence.of_main_tasks(tasks) == pytest.approx((0.9, 0.01 / len(tasks) ** 0.5))
+    assert np.isnan(evidence.of_main_tasks(report["KNNDetector"])).all()
+    evidence.plot(report, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
 def test_every_detector_that_can_be_made_is_measured():
