@@ -4,16 +4,24 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.base import clone
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from skood import (
     EnergyDetector,
     GMMDetector,
+    GramDetector,
     KNNDetector,
     LayersDetector,
     MahalanobisDetector,
+    NACDetector,
     NNGuideDetector,
+    ODINDetector,
 )
+from skood.testing.common import assert_untouched, random_images, snapshot
 from tests.networks import SmallCNN, seeded
+from tests.registry import DEFAULTS, IN_NETWORKS, KINDS, each, fitted, name_of
 
 ON_FEATURES = [
     *(
@@ -33,7 +41,13 @@ IN_LAYERS = [
     LayersDetector(None, LAYERS, combine="concat", detector=GMMDetector()),
     LayersDetector(None, LAYERS, weights=[1.0, 3.0], detector=MahalanobisDetector()),
     LayersDetector(None, LAYERS, combine="concat"),
+    GramDetector(None, LAYERS),
+    GramDetector(None, LAYERS, divide_by_msp=False),
+    NACDetector(None, LAYERS),
 ]
+# Scores that step, or that depend on X by gradients which are taken as they are.
+WITHOUT_GRADIENT = ("NAC", "CFOOD", "ODIN", "Perturbed", "AdaSCALE-network", "GAIA-network")
+WITHOUT_GRADIENT += ("GradNorm-network-all", "GradNorm-network-l2")
 pytestmark = pytest.mark.filterwarnings("ignore:.*is singular", "ignore:The largest logit")
 
 
@@ -68,7 +82,11 @@ def test_contributions_of_layers_add_up(detector, images):
     detector = detector.set_params(model=seeded(SmallCNN)).fit(X, y)
     explanation = detector.explain(X[:5] + 0.5)
     assert_adds_up(explanation, detector.score_samples(X[:5] + 0.5), X.dtype.type)
-    if detector.combine != "concat":
+    if isinstance(detector, NACDetector):
+        assert explanation.names[:2] == ["conv1 0", "conv1 1"]
+        assert explanation.names[-1].startswith("features ")
+        assert (explanation.base == 1).all() and explanation.contributions.max() <= 0
+    elif isinstance(detector, GramDetector) or detector.combine != "concat":
         assert explanation.names == ["conv1", "features"]
 
 
@@ -121,7 +139,7 @@ def test_neighbours_in_a_network(images):
         if isinstance(detector, KNNDetector):
             assert found.neighbors[:, 0].tolist() == [0, 1, 2, 3]
         np.testing.assert_array_equal(found.neighbor_rows, X[found.neighbors])
-        assert found._repr_html_().count("<img") == 4 * 4
+        assert found._repr_html_().count("<img") == 4 * 5
 
 
 def test_names_rows_and_tables(rng):
@@ -151,8 +169,8 @@ def test_equal_and_huge_rows_are_numbers(rng):
 
 def test_what_has_nothing_to_say(rng):
     X, y, new = data(rng)
-    with pytest.raises(TypeError, match="EnergyDetector does not say"):
-        EnergyDetector().fit(X, y).explain(new)
+    with pytest.raises(TypeError, match="ODINDetector does not say"):
+        ODINDetector().fit(X, y).explain(new)
     with pytest.raises(ValueError, match="no neighbours"):
         GMMDetector().fit(X, y).explain(new, X)
     with pytest.raises(ValueError, match="not fitted"):
@@ -160,3 +178,77 @@ def test_what_has_nothing_to_say(rng):
     with pytest.raises(ValueError, match="NaN"):
         GMMDetector().fit(X, y).explain(np.full((1, 5), np.nan))
     assert torch.is_grad_enabled()
+
+
+@each([*DEFAULTS, *IN_NETWORKS], often=KINDS)
+def test_gradients_are_those_of_small_differences(detector, rng):
+    if any(detector is one for one in IN_NETWORKS):
+        X, y = random_images()
+        X, net = X.astype(np.float64), seeded(SmallCNN).double()
+        found = clone(detector).set_params(model=net).fit(X, y)
+    else:
+        found, X = fitted(detector), 4.0 + rng.normal(size=(12, 4))
+    X = X[:12] + 0.3 * rng.normal(size=X[:12].shape)
+    if name_of(detector).startswith(WITHOUT_GRADIENT):
+        # Those that say something all the same do so without.
+        says = getattr(found.scorer_, "explain", None)
+        assert says is None or found.explain(X).gradient is None
+        return
+    gradient, step = found.explain(X).gradient, 1e-6 * rng.normal(size=X.shape)
+    assert gradient.shape == X.shape
+    expected = (gradient * step).reshape(len(X), -1).sum(1)
+    up, down = found.score_samples(X + step), found.score_samples(X - step)
+    same = np.isclose((up - down) / 2, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+    # A row may lie at an edge.
+    assert same.mean() > 0.8
+
+
+def test_gradients_come_with_the_rows(images):
+    """Whatever they come in and in which batches; networks and rows stay what they are."""
+    X, y = images
+    net = seeded(SmallCNN)
+    before, rows = snapshot(net), X[:7].copy()
+    detector = EnergyDetector(net, batch_size=3).fit(X, y)
+    found = detector.explain(rows)
+    assert_untouched(net, before)
+    np.testing.assert_array_equal(rows, X[:7])
+    np.testing.assert_array_equal(found.scores, detector.score_samples(rows))
+    shuffled = DataLoader(TensorDataset(torch.from_numpy(rows)), batch_size=2, shuffle=True)
+    other = detector.explain(shuffled)
+    order = [int(np.abs(found.scores - score).argmin()) for score in other.scores]
+    assert sorted(order) == list(range(7))
+    np.testing.assert_allclose(other.gradient, found.gradient[order], rtol=1e-3, atol=1e-6)
+    html = found._repr_html_()
+    assert html.count("<img") == 2 * 7 and "gradient" in html
+
+
+def test_gradients_of_tables(rng):
+    X, y, new = data(rng)
+    frame = pd.DataFrame(X, columns=["<b>", *"bcde"])
+    found = EnergyDetector().fit(frame, y).explain(frame[:2])
+    assert found.columns == ["<b>", *"bcde"] and found.contributions is None
+    html = found._repr_html_()
+    assert "gradient of the score by each column" in html and "&lt;b&gt;" in html
+    assert "<td><b>" not in html
+    with pytest.raises(ValueError, match="no contributions"):
+        found.top(0)
+    # A row of zeros has no direction.
+    zero = KNNDetector().fit(X).explain(np.zeros((1, 5)))
+    assert np.isfinite(zero.gradient).all()
+
+
+def test_tokens_and_maps_have_no_gradient(images):
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(9, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.embedding(x).mean(1))
+
+    X = np.random.default_rng(0).integers(0, 9, (60, 5))
+    found = GMMDetector(seeded(Tokens)).fit(X, X[:, 0] % 3).explain(X[:4])
+    assert found.gradient is None and found.contributions.shape == (4, 4)
+    maps = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1))
+    with pytest.raises(TypeError, match="one score a row"):
+        EnergyDetector(maps).fit(images[0]).explain(images[0][:2])

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from skood._compat import move_to_numpy
 from skood._typing import Inputs
@@ -11,9 +13,38 @@ from skood.estimators.explanation import Explanation
 from skood.estimators.network_estimator import NetworkEstimator, computing, consistent
 from skood.estimators.scoring import apply
 from skood.functional import clip_to
+from skood.learning.learning import as_inputs
+from skood.network.gradients import InputGradient, NotDifferentiable
 
 # A row of the bank is one of X_train if it is this near, in units of its length.
 SAME = 1e-3
+
+
+class WithGradient(nn.Module):
+    """X → the gradients of scores, of no columns where there are none, and what a scorer takes.
+
+    Parameters
+    ----------
+    body : nn.Module
+        Maps X to what the scorer takes.
+    gradient : InputGradient
+        Of a body of its own, which it changes.
+    """
+
+    def __init__(self, body, gradient):
+        super().__init__()
+        self.body, self.gradient = body, gradient
+
+    def forward(self, x):
+        """Return a tuple."""
+        try:
+            # First: a network may write to what it is given.
+            gradient = self.gradient(x)
+        except NotDifferentiable:
+            gradient = torch.empty(len(tree_leaves(x)[0]), 0)
+        # Where a length is divided by that is 0 there is none.
+        gradient = clip_to(gradient.nan_to_num(nan=0.0), gradient.dtype)
+        return gradient, *as_inputs(self.body(x))
 
 
 class ExplainsRows(NetworkEstimator):
@@ -29,6 +60,10 @@ class ExplainsRows(NetworkEstimator):
         - `KNNDetector`, `NNGuideDetector`: distances to the nearest training rows, and what each
           feature adds.
         - `LayersDetector`: what each layer adds; with ``combine="concat"`` what its detector says.
+        - `GramDetector`: what each layer adds.
+        - `NACDetector`: what each neuron takes from 1, the score of rows that are covered in full.
+        - All whose scores depend on X by what torch can differentiate: the gradient of the score
+          with respect to X, by one more pass through the network and back.
 
         Parameters
         ----------
@@ -46,7 +81,7 @@ class ExplainsRows(NetworkEstimator):
         Raises
         ------
         TypeError
-            If the method has nothing to say.
+            If the method has nothing to say, or scores are maps.
         ValueError
             If X_train is given to a method without neighbours, or faiss finds them.
 
@@ -73,33 +108,48 @@ class ExplainsRows(NetworkEstimator):
         """
         rows = self._check_rows(X, "explain")
         scorer = self.scorer_
-        if not hasattr(scorer, "explain"):
-            raise TypeError(
-                f"{type(self).__name__} does not say what its scores are made of. These do: "
-                "GMMDetector,\nMahalanobisDetector, KNNDetector, NNGuideDetector, LayersDetector."
-            )
+        says: Any = getattr(scorer, "explain", None) or (lambda *inputs: {})
         scores, parts = [], []
         with computing():
-            for inputs in self._inputs(rows):
+            for gradient, *inputs in self._inputs(rows, self._with_gradient()):
                 scores.append(self._finish_scores(apply(scorer, inputs, self._network), rows.dtype))
-                parts.append(scorer.explain(*inputs))
+                if scores[0].ndim > 1:
+                    raise TypeError("explain takes methods that give one score a row, not maps.")
+                parts.append({"gradient": gradient, **says(*inputs)})
             joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             # The square of a row of 1e200 overflows.
             found: dict[str, Any] = {
                 name: (clip_to(v, v.dtype) if v.is_floating_point() else v).cpu().numpy()
                 for name, v in joined.items()
             }
+        if not found["gradient"].size:
+            del found["gradient"]
+        if not found:
+            raise TypeError(
+                f"{type(self).__name__} does not say what its scores are made of, and they do not "
+                "depend on X\nby what torch can differentiate. Ask another detector, such as "
+                "GMMDetector or KNNDetector."
+            )
         in_bank, nearest = (found.pop(name, None) for name in ("in_bank", "nearest_class"))
         known = getattr(self, "known_classes_", None)
         if nearest is not None and known is not None:
             found["nearest_class"] = move_to_numpy(known)[nearest]
-        found["names"] = self._names_of_parts(found["contributions"].shape[1])
+        if "contributions" in found:
+            found["names"] = self._names_of_parts(found["contributions"].shape[1])
+        if "gradient" in found and found["gradient"].ndim == 2:
+            columns = getattr(self, "feature_names_in_", range(found["gradient"].shape[1]))
+            found["columns"] = list(columns)
         explanation = Explanation(
             torch.cat(scores).cpu().numpy(), self.offset_, **found, rows=images_of(X)
         )
         if X_train is not None:
             self._name_neighbors(explanation, in_bank, X_train)
         return explanation
+
+    def _with_gradient(self):
+        """Return a body that gives the gradients of scores too."""
+        body, _ = self._as_fitted()._parts(self._network)
+        return WithGradient(self._body, InputGradient(body, self.scorer_))
 
     def _names_of_parts(self, n_parts):
         """Return what contributions are those of."""

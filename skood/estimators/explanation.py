@@ -34,11 +34,14 @@ class Explanation:
     neighbors : ndarray of shape (n_samples, k), default=None
         Which rows of `X_train` these are, -1 where none is.
     gradient : ndarray of the shape of X, default=None
-        The derivative of the score by each entry of X.
+        The derivative of the score by each entry of X, as the network takes it; 0 where there is
+        none, as of the length of a row of zeros.
     rows : ndarray, default=None
         X, for the display.
     neighbor_rows : ndarray of shape (n_samples, k, ...), default=None
         The neighbours, for the display.
+    columns : list, default=None
+        Names of the columns of a gradient of shape (n_samples, n_features).
     """
 
     scores: np.ndarray
@@ -52,6 +55,7 @@ class Explanation:
     gradient: np.ndarray | None = None
     rows: np.ndarray | None = None
     neighbor_rows: np.ndarray | None = None
+    columns: list[Any] | None = None
 
     def __len__(self):
         return len(self.scores)

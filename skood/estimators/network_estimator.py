@@ -254,10 +254,13 @@ class NetworkEstimator(DeclaresParameters, OneState, ModuleSharing, PrintsNetwor
                 f"{type(self).__name__}.fit: what was fitted no longer goes with them. Fit again."
             )
 
-    def _inputs(self, rows):
-        """Yield what the scorer takes, batch by batch, with a progress bar where `verbose`."""
+    def _inputs(self, rows, body=None):
+        """Yield what the scorer takes, batch by batch, with a progress bar where `verbose`.
+
+        Or what another body gives, which the network lies in.
+        """
         size = batch_rows(rows, self._network, self.batch_size)
-        batches = read(rows, self._body, self._network, size)
+        batches = read(rows, body or self._body, self._network, size)
         if self.verbose:
             from tqdm import tqdm
 

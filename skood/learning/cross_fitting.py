@@ -26,6 +26,8 @@ class CrossFitted(WrappedScorer):
         self.needs_row_keys = self.folds_by_key = True
         self.without = {}
 
+    explain = property(lambda self: self.scorer.explain)
+
     def init_state(self, inputs, n_classes, n_expected):
         """Return the states of the folds."""
         folds = (self.scorer.init_state(inputs, n_classes, n_expected) for _ in range(N_FOLDS))

@@ -53,6 +53,9 @@ class LearningScorer(LearnedModule):
     learns_pixels = False
     # What is called with each batch of X before `start`, a method of the scorer's own.
     note_rows = None
+    # Maps inputs to a dict: "contributions" (n_samples, n_parts) and "base" (n_samples,), which add
+    # up to the scores, and others of `Explanation`. None where a method cannot say.
+    explain = None
     # The buffers that `start` sets: only states of scorers that agree in them can be merged.
     settings: tuple[str, ...] = ()
     # What the class indices that `update` gets stand for: the labels by now, sorted; None without.

@@ -117,6 +117,10 @@ class LayerGradients(_Hooked):
             return (*combined, at_least_float32(pool(end.detach()))[:n_samples])
 
 
+class NotDifferentiable(ValueError):
+    """Scores have no gradient with respect to X."""
+
+
 class InputGradient(nn.Module):
     """Map X to the gradient of each row's score with respect to the row.
 
@@ -151,7 +155,7 @@ class InputGradient(nn.Module):
         """Return the gradients and the tuple of what the function took, for the rows of x."""
         if not isinstance(x, torch.Tensor) or not x.is_floating_point():
             kind = "a dict" if isinstance(x, dict) else f"of {getattr(x, 'dtype', type(x))}"
-            raise ValueError(
+            raise NotDifferentiable(
                 f"X is {kind}, but inputs that are to be moved are one array of floats."
             )
         rows = paired(x.detach())
@@ -166,7 +170,9 @@ class InputGradient(nn.Module):
             if total.requires_grad:
                 (grad,) = torch.autograd.grad(total, rows, allow_unused=True)
         if grad is None:
-            raise ValueError("The scores do not depend on X by what torch can differentiate.")
+            raise NotDifferentiable(
+                "The scores do not depend on X by what torch can differentiate."
+            )
         return grad[: len(x)], tuple(tensor.detach()[: len(x)] for tensor in inputs)
 
 

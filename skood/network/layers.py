@@ -205,6 +205,9 @@ class LayersReader(_Hooked):
             # An in-place operation may follow, and a part of an output would hold all of it.
             shares = kept is output or kept._base is not None
             self._record(name, kept.clone() if shares else kept)
+            # So that it changes nothing that the way back needs.
+            return output.clone() if kept.requires_grad else None
+        return None
 
     def forward(self, x):
         """Return a tuple of what is kept of each layer, in the order of `names`, and logits."""

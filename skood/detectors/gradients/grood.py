@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +48,8 @@ class GrOODScorer(KNNScorer):
 
     learned = (*KNNScorer.learned, "prototypes", "other", "noise")
     settings = ("noise",)
+    # Its distances are those of gradients, of which features are no parts.
+    explain: Any = None
 
     def __init__(self, head, classes, ood, k, temperature, bank_size):
         super().__init__(k, False, False, False, bank_size, "exact")

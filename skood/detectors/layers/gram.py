@@ -200,7 +200,22 @@ class GramScorer(LearningScorer):
     def _in_blocks(self, score, *inputs):
         return score_in_blocks(score, 64 * self.bounds.low.shape[1], *inputs)
 
+    @property
+    def part_names(self):
+        """The names of the layers."""
+        return ["features" if name is None else name for name in self.layers]
+
+    def explain(self, *inputs):
+        """Return what each layer adds to the score."""
+        parts = self._by_layer(*inputs)
+        return {"contributions": parts, "base": torch.zeros_like(parts[:, 0])}
+
     def _score(self, *inputs, own=None):
+        """Return minus the deviations of all layers."""
+        return clip_to(self._by_layer(*inputs, own=own).sum(1), torch.float64)
+
+    def _by_layer(self, *inputs, own=None):
+        """Return minus the deviation of each layer."""
         *layers, logits = inputs
         roots, predicted = torch.cat(layers, 1), logits.argmax(1)
         if own is None:
@@ -208,11 +223,11 @@ class GramScorer(LearningScorer):
         else:
             bounds = self.bounds.without(roots, own, predicted)
         widths = [layer.shape[1] for layer in layers]
-        deviation = (self._deviations(roots, bounds, widths) / self.expected).sum(1)
+        deviations = self._deviations(roots, bounds, widths) / self.expected
         if self.divide_by_msp:
-            deviation = deviation / msp(logits.double())
+            deviations = deviations / msp(logits.double())[:, None]
         # Not -0.
-        return clip_to(0 - deviation, torch.float64)
+        return 0 - deviations
 
 
 class GramDetector(ReadsStages, ClassifierDetector):

@@ -95,9 +95,9 @@ class NACScorer(LearningScorer):
     learned = ("edges", "alphas", "o_stars", "weights", "counts", "layers")
     settings = ("alphas",)
 
-    def __init__(self, head, n_layers, bins, n_bins, alpha, o_star):
+    def __init__(self, head, names, bins, n_bins, alpha, o_star):
         super().__init__()
-        self.head, self.n_layers = head, n_layers
+        self.head, self.names, self.n_layers = head, names, len(names)
         self.bins, self.n_bins, self.alpha, self.o_star = bins, n_bins, alpha, o_star
 
     def start(self, training):
@@ -176,10 +176,27 @@ class NACScorer(LearningScorer):
             ]
         )
 
+    def _covered(self, counts, cells):
+        """Return the coverage of the bins that the states fall into, (n_samples, n_neurons)."""
+        return (counts / self.o_stars.unsqueeze(1)).clamp(0, 1).view(-1)[cells]
+
     def _coverage(self, counts, cells):
-        """Return the weighted mean coverage of the bins that the states fall into."""
-        table = (counts / self.o_stars.unsqueeze(1)).clamp(0, 1)
-        return (table.view(-1)[cells] @ self.weights).clamp(0, 1)
+        """Return its weighted mean."""
+        return (self._covered(counts, cells) @ self.weights).clamp(0, 1)
+
+    @property
+    def part_names(self):
+        """The neurons of several layers by layer and number; None of a single layer."""
+        if self.n_layers == 1:
+            return None
+        names = ["features" if name is None else name for name in self.names]
+        widths = torch.bincount(self.layers).tolist()
+        return [f"{n} {i}" for n, width in zip(names, widths, strict=True) for i in range(width)]
+
+    def explain(self, *inputs):
+        """Return what each neuron takes from a score of 1, which rows have that are covered."""
+        parts = (self._covered(self.counts, self._cells(inputs)) - 1) * self.weights
+        return {"contributions": parts, "base": torch.ones_like(parts[:, 0])}
 
     def forward(self, *inputs):
         """Score rows."""
@@ -380,7 +397,7 @@ class NACDetector(ReadsLayers, ClassifierDetector):
                     f"n_bins={n} must be even and at least 4 with bins='log', whose edges are "
                     "symmetric around 0.5."
                 )
-        settings = (len(layers), self.bins, self.n_bins, self.alpha, self.o_star)
+        settings = (layers, self.bins, self.n_bins, self.alpha, self.o_star)
         if layers == [None]:
             scorer = NACScorer(network.head, *settings)
             network.require_logits()

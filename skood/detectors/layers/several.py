@@ -141,7 +141,7 @@ class LayersScorer(LearningScorer):
         """Return what each layer adds to the score."""
         if self.combine == "concat":
             (part,), (rows,) = self.parts, self.rows_of(layers)
-            if not hasattr(part, "explain"):
+            if part.explain is None:
                 raise TypeError("The detector on all layers does not say what its scores are of.")
             found = part.explain(*rows)
             # Of rows side by side, which are told by no layer alone.
