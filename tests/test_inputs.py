@@ -197,7 +197,7 @@ def test_a_network_that_draws_at_random(iris):
         GMMDetector(Net(True)).fit(*iris)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        GMMDetector(Net(False)).fit(*iris)
+        GMMDetector(Net(False)).fit(iris[0])
 
 
 @each(DEFAULTS)
