@@ -4,7 +4,6 @@ from functools import partial
 from numbers import Real
 
 import torch
-from torch.nn.functional import linear
 
 from skood._compat import Interval
 from skood.detectors.shaping.rectify import QuantileRectify
@@ -20,6 +19,8 @@ from skood.learning.states import State
 # With many classes each row of the threshold takes a quantile and a mask of its own, of C * D
 # products: on ImageNet 20 ms.
 THRESHOLD_PRODUCTS, FEWEST_ROWS = 2**32, 1000
+# Of a CPU, for a tile of weights and its mask.
+CACHE_BYTES = 2**20
 
 
 def weight_bounds(importance, weight, activation_percentile, weight_percentile):
@@ -51,6 +52,34 @@ def round_down(values, dtype):
     rounded = values.to(dtype)
     below = torch.nextafter(rounded, torch.full_like(rounded, -torch.inf))
     return torch.where(rounded.double() > values, below, rounded)
+
+
+def masked_logits(groups, bounds, weight):
+    """Return logits (n_samples, C) of groups of rows, by those weights that exceed a bound.
+
+    A mask is used once, or for few rows. Tiles of the weights and a mask of floats stay in the
+    cache, where masking takes a tenth of the time that it takes for all weights at once.
+
+    Parameters
+    ----------
+    groups : list of Tensor of shape (n_rows, D)
+        Rows with the same bounds.
+    bounds : Tensor of shape (n_groups, D)
+        Of each group.
+    weight : Tensor of shape (C, D)
+        Of the head.
+    """
+    size = block_rows(2 * weight[0].nbytes, weight.device, CACHE_BYTES)
+    logits = []
+    for tile in weight.split(size):
+        mask = torch.empty_like(tile)
+        parts = []
+        for rows, bound in zip(groups, bounds, strict=True):
+            torch.gt(tile, bound, out=mask)
+            # With a vector: a matrix of one row takes six times as long.
+            parts.append(mask.mul_(tile) @ rows.T.squeeze(1))
+        logits.append(torch.column_stack(parts))
+    return torch.cat(logits).T
 
 
 class LINeScorer(LearningScorer):
@@ -105,21 +134,19 @@ class LINeScorer(LearningScorer):
         clipped = self.shaping(features)
         if not torch.compiler.is_exporting():
             return self._score(clipped, self.bounds.__getitem__)
-        weights = self._masked(self.bounds[self.head(clipped).argmax(1)][:, None])
-        bias = 0 if self.head.bias is None else self.head.bias
-        return energy((weights @ clipped[:, :, None])[:, :, 0] + bias)
-
-    def _masked(self, bounds):
-        # In half of the time that `torch.where` takes.
-        return self.head.weight * (self.head.weight > bounds)
+        weight = self.head.weight
+        bounds = self.bounds[self.head(clipped).argmax(1)][:, None]
+        logits = (weight * (weight > bounds) @ clipped[:, :, None])[:, :, 0]
+        return energy(logits if self.head.bias is None else logits + self.head.bias)
 
     def _score(self, clipped, bounds_of):
-        """Score rows by the bounds of the predicted classes, one class at a time."""
+        """Score rows by the bounds of the predicted classes."""
         predicted, order = self.head(clipped).argmax(1).sort()
         columns, sizes = predicted.unique_consecutive(return_counts=True)
-        parts = zip(clipped[order].split(sizes.tolist()), bounds_of(columns), strict=True)
-        scores = [energy(linear(rows, self._masked(b), self.head.bias)) for rows, b in parts]
-        return torch.cat(scores)[order.argsort()]
+        rows = clipped[order].split(sizes.tolist())
+        logits = masked_logits(rows, bounds_of(columns), self.head.weight.detach())
+        logits = logits if self.head.bias is None else logits + self.head.bias
+        return energy(logits)[order.argsort()]
 
     def leave_one_out(self, inputs, class_indices, keys):
         """Score training rows by the bounds that the other folds teach."""
@@ -171,10 +198,11 @@ class LINeDetector(HeadDetector):
     Notes
     -----
     The means are those of features before the cut. Without labels a row belongs to the predicted
-    class. For a class without rows all weights and features count. A batch takes a mask of
-    :math:`C \cdot D` weights for each class that is predicted in it, an exported graph one for
-    each row at once. For the threshold of ``predict`` each row, on ImageNet of some 2000, is scored
-    by the means of the other nine tenths, and the quantile of all other rows.
+    class. For a class without rows all weights and features count. A batch takes :math:`C \cdot D`
+    comparisons and products for each class that is predicted in it, in tiles of the weights, an
+    exported graph a mask of all weights for each row at once. For the threshold of ``predict`` each
+    row, on ImageNet of some 2000, is scored by the means of the other nine tenths, and the quantile
+    of all other rows.
 
     References
     ----------
