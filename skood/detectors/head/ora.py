@@ -1,13 +1,14 @@
 """ORA: angles between features and their projections on decision boundaries."""
 
 import math
+from functools import partial
 
 import torch
 
 from skood._compat import StrOptions
 from skood.estimators.kinds import HeadDetector
 from skood.estimators.parameters import param
-from skood.functional import lengths, radial
+from skood.functional import lengths
 from skood.learning.blocks import score_in_blocks
 from skood.learning.gaussians import squared_distances
 from skood.learning.learning import LearningScorer
@@ -17,49 +18,49 @@ from skood.learning.moments import ClassSums, check_squares
 FAR = 1e100
 
 
-def boundary_angles(features, centers, weight, bias, squares):
-    """Return angles between features and their projections on the boundaries of their class.
+def boundary_directions(features, centers, weight, center_logits, squares):
+    """Return where features are projected to, on the boundaries of their class.
 
     With the difference d of two classes' weights, and that of their logits g, the projection of h
-    is h - g d / |d|². From the center, with the unit vector u of h - center of length s, it lies
-    at r = g / (s |d|²) times |d - (u·d) u| across for each 1 - r u·d along.
+    is h - g d / |d|². Seen from the center, with the unit vector u of h - center of length s, it
+    lies at s |d|² - g u·d along u for each g |d - (u·d) u| across.
 
     Parameters
     ----------
     features, centers : Tensor of shape (n_samples, D), dtype float64
-        Rows, and where their angles are taken.
-    weight, bias : Tensor of shape (C, D) and (C,), dtype float64
+        Rows, and from where they are seen.
+    weight : Tensor of shape (C, D)
         Of the last linear layer.
+    center_logits : Tensor of shape (1, C) or (n_samples, C)
+        Of the centers.
     squares : Tensor of shape (C, C)
-        Squared distances of its rows.
+        Squared distances of the rows of the weight.
 
     Returns
     -------
-    angles : Tensor of shape (n_samples, C)
-        In units of π.
+    across, along : Tensor of shape (n_samples, C)
+        The first is not negative.
     has_boundary : Tensor of shape (n_samples, C)
         Whether the class has a boundary to the predicted one.
     """
-    logits = torch.addmm(bias, features, weight.T)
-    largest, own = logits.max(1, keepdim=True)
-    squares = squares[own[:, 0]]
-    has_boundary = squares > 0
-    squares = torch.where(has_boundary, squares, 1.0)
     delta = features - centers
-    units = radial(delta, 1)
-    products = units @ weight.T
-    along = products.gather(1, own) - products
-    tiny = torch.finfo(logits.dtype).tiny
-    steps = (largest - logits) / squares / lengths(delta)[:, None].clamp(min=tiny)
-    # The limit where a row lies at the center.
-    steps = steps.clamp(max=1 / tiny**0.5)
-    across = (squares - along.square()).clamp(min=0).sqrt()
-    y, x = steps * across, 1 - steps * along
+    length = lengths(delta)[:, None].clamp(min=torch.finfo(delta.dtype).tiny)
+    products = delta @ weight.T
+    logits = products + center_logits
+    largest, own = logits.max(1, keepdim=True)
+    gaps, squares = largest - logits, squares[own[:, 0]]
+    turned = (products.gather(1, own) - products) / length
+    across = gaps * (squares - turned.square()).clamp_(min=0).sqrt_()
+    return across, squares * length - gaps * turned, squares > 0
+
+
+def angles_of(across, along):
+    """Return the angles of directions, in units of π."""
     if torch.compiler.is_exporting():
         # ONNX Runtime has no arc tangent of float64.
-        y, x = (part.div(y + x.abs()).float() for part in (y, x))
-    angles = torch.atan2(y, x).double() / math.pi
-    return angles, has_boundary
+        size = (across + along.abs()).clamp(min=torch.finfo(torch.float32).tiny)
+        across, along = (across / size).float(), (along / size).float()
+    return torch.atan2(across, along).double() / math.pi
 
 
 class ORAScorer(LearningScorer):
@@ -104,45 +105,53 @@ class ORAScorer(LearningScorer):
         """Drop what only learning needs."""
         self.counts = self.means = self.has_labels = None
 
-    @property
-    def _row_bytes(self):
-        """The memory that scoring a row takes."""
-        return 8 * (5 * self.head.in_features + 8 * self.head.out_features)
+    def _in_blocks(self, score, *inputs):
+        """Score rows in blocks, by a function that also takes the head's weight and bias."""
+        weight, bias = self.head.weight.double(), self.head.bias
+        bias = weight.new_zeros(len(weight)) if bias is None else bias.double()
+        row_bytes = 8 * (3 * self.head.in_features + 6 * self.head.out_features)
+        return score_in_blocks(partial(score, weight, bias), row_bytes, *inputs)
 
-    def _score(self, features, centers):
-        """Score rows of a block, each around its center."""
-        weight = self.head.weight.double()
-        bias = weight.new_zeros(len(weight)) if self.head.bias is None else self.head.bias.double()
-        angles, has_boundary = boundary_angles(features, centers, weight, bias, self.squares)
+    def _aggregated(self, across, along, has_boundary):
+        """Return the least, largest or mean angle of each row."""
         # Where the weights of all classes are equal the score is 0.
-        n_boundaries, angles = has_boundary.double().sum(1), torch.where(has_boundary, angles, 0.0)
         if self.aggregate == "mean":
-            return angles.sum(1) / n_boundaries.clamp(min=1)
-        if self.aggregate == "max":
-            return angles.amax(1)
-        return torch.where(has_boundary, angles, n_boundaries.clamp(max=1.0)[:, None]).amin(1)
+            angles = torch.where(has_boundary, angles_of(across, along), 0.0)
+            return angles.sum(1) / has_boundary.double().sum(1).clamp(min=1)
+        # The larger the cotangent, the smaller the angle: one arc tangent a row.
+        sign = 1 if self.aggregate == "min" else -1
+        cotangents = along / across.clamp(min=torch.finfo(across.dtype).tiny)
+        chosen = torch.where(has_boundary, sign * cotangents, -torch.inf).argmax(1, keepdim=True)
+        angles = angles_of(across.gather(1, chosen), along.gather(1, chosen))[:, 0]
+        return torch.where(has_boundary.any(1), angles, 0.0)
 
     def forward(self, features):
         """Score features of shape (n_samples, D)."""
+        return self._in_blocks(self._score, features)
 
-        def score(features):
-            features = self._double(features)
-            return self._score(features, self.center.expand_as(features))
-
-        return score_in_blocks(score, self._row_bytes, features)
+    def _score(self, weight, bias, features):
+        features = self._double(features)
+        logits = (self.center @ weight.T + bias)[None]
+        return self._aggregated(
+            *boundary_directions(features, self.center, weight, logits, self.squares)
+        )
 
     def leave_one_out(self, inputs, class_indices, keys):
         """Score training rows, each left out of the mean of its class."""
-        return score_in_blocks(self._score_as_new, self._row_bytes, inputs[0], class_indices)
+        return self._in_blocks(self._score_as_new, inputs[0], class_indices)
 
-    def _score_as_new(self, features, class_indices):
+    def _score_as_new(self, weight, bias, features, class_indices):
         own = class_indices if self.has_labels else self.head(features).argmax(1)
         features = self._double(features)
         counts, n_classes = self.counts[own][:, None], (self.counts > 0).sum()
         moved = self.center + (self.means[own] - features) / (counts - 1) / n_classes
         # A class that loses its only row has no mean.
         rest = (self.center * n_classes - self.means[own]) / (n_classes - 1).clamp(min=1)
-        return self._score(features, torch.where(counts > 1, moved, rest))
+        centers = torch.where(counts > 1, moved, rest)
+        logits = torch.addmm(bias, centers, weight.T)
+        return self._aggregated(
+            *boundary_directions(features, centers, weight, logits, self.squares)
+        )
 
 
 class ORADetector(HeadDetector):

@@ -9,6 +9,7 @@ from skood.estimators.kinds import HeadDetector
 from skood.estimators.parameters import param
 from skood.functional import log_probabilities, radial
 from skood.learning.blocks import score_in_blocks
+from skood.learning.gaussians import squared_norms
 from skood.learning.learning import LearningScorer
 from skood.learning.states import State
 from skood.learning.subspaces import principal
@@ -18,7 +19,7 @@ RANK = 1e-10
 # From a leverage of one less this on the other rows do not fill the direction of a row.
 ALONE = 1e-7
 # A triangular matrix is multiplied by so many columns at a time, without what lies above them.
-SLICE = 128
+SLICE = 256
 
 
 def log_regret(logits, g):
@@ -36,8 +37,10 @@ def log_regret(logits, g):
     """
     log_p, log_rest = log_probabilities(logits)
     powers = g[:, None] * log_p
-    terms = log_p + log_rest + (-torch.expm1(powers)).log()
-    rest = torch.logsumexp(terms - torch.logaddexp(log_p, log_rest + powers), dim=1)
+    # Numerator and denominator by p^g: then no sum is of two numbers that are both tiny.
+    log_p = log_p - powers
+    ratios = (-torch.expm1(powers)).div_(log_p.exp().add_(log_rest.exp()))
+    rest = torch.logsumexp(log_p.add_(log_rest).add_(ratios.log_()), dim=1)
     # Where g is 0 there is no rest.
     rest = rest.clamp(min=torch.finfo(torch.float32).min)
     # log log(1 + e^rest) is rest where that is small.
@@ -79,17 +82,13 @@ class PNMLScorer(LearningScorer):
         self.basis = torch.cat([outside, factor], 1).contiguous()
         self.is_inside = torch.arange(self.basis.shape[1], device=factor.device) >= outside.shape[1]
 
-    def _components(self, features):
-        """Return the parts of rows along the basis."""
-        rows = self._rows(features)
-        if torch.compiler.is_exporting():
-            return rows @ self.basis
-        n_outside = int((~self.is_inside).sum())
-        parts = rows.new_empty(len(rows), self.basis.shape[1])
-        for start in range(0, self.basis.shape[1], SLICE):
-            columns, above = slice(start, start + SLICE), max(0, start - n_outside)
-            parts[:, columns] = rows[:, above:] @ self.basis[above:, columns]
-        return parts
+    def _parts(self, features):
+        """Yield the parts of rows outside, and then inside, along some of the basis at a time."""
+        rows, n_outside = self._rows(features), int((~self.is_inside).sum())
+        yield rows @ self.basis[:, :n_outside]
+        factor = self.basis[:, n_outside:]
+        for start in range(0, factor.shape[1], SLICE):
+            yield rows[:, start:] @ factor[start:, start : start + SLICE]
 
     def _in_blocks(self, score, features):
         row_bytes = 8 * (3 * self.head.in_features + 8 * self.head.out_features)
@@ -100,8 +99,12 @@ class PNMLScorer(LearningScorer):
         return self._in_blocks(self._score, features)
 
     def _score(self, features):
-        squares = self._components(features).square()
-        q, outside = (squares @ mask.double() for mask in (self.is_inside, ~self.is_inside))
+        if torch.compiler.is_exporting():
+            squares = (self._rows(features) @ self.basis).square()
+            q, outside = (squares @ mask.double() for mask in (self.is_inside, ~self.is_inside))
+        else:
+            outside, *inside = map(squared_norms, self._parts(features))
+            q = sum(inside, torch.zeros_like(outside))
         return self._regret(features, torch.maximum(q / (1 + q), outside))
 
     def leave_one_out(self, inputs, class_indices, keys):
@@ -112,7 +115,7 @@ class PNMLScorer(LearningScorer):
         # xᵀ(M⁺)ʲx with the sum M of all rows, j = 1, 2, 3. The first is q / (1 + q) with the q of
         # the other rows; it is 1 if these do not fill the direction of the row, but for a part of
         # the square 1 / b, where q = c / b² - 1.
-        inside = self._components(features) * self.is_inside
+        inside = torch.cat(list(self._parts(features)), 1) * self.is_inside
         solved = inside @ self.basis.T
         steps = inside, solved, (solved @ self.basis) * self.is_inside
         a, b, c = (step.square().sum(1) for step in steps)
