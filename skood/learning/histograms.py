@@ -5,6 +5,7 @@ from torch.nn.functional import avg_pool1d, pad
 
 from skood.functional import all_finite
 from skood.learning.learning import LearnedModule
+from skood.learning.quantiles import ascending, round_down
 from skood.learning.subspaces import ROUNDING
 
 
@@ -65,6 +66,10 @@ class MeanHistogram(LearnedModule):
 
     def counts(self, numbers):
         """Return how many numbers of each row (n_samples, n) are in each bin, in float64."""
+        if numbers.is_cpu and not torch.compiler.is_exporting():
+            # In a third of the time. Of numbers in float32 an edge is the next one that it holds.
+            edges = -round_down(-self.edges, numbers.dtype).expand(len(numbers), -1)
+            return torch.searchsorted(ascending(numbers, 1), edges.contiguous()).diff().double()
         bins = find_bins(numbers.double(), self.edges)
         # torch.export would take len for a constant.
         counts = self.edges.new_zeros(bins.shape[0], len(self.edges) + 1)

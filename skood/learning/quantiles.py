@@ -107,3 +107,10 @@ def quantile_of(values, level):
     below = values[..., k].double()
     above = values[..., k + 1 :].amin(-1) if k + 1 < n_values else below
     return below + (position - k) * (above - below)
+
+
+def round_down(values, dtype):
+    """Return the largest numbers of a dtype that do not exceed the values."""
+    rounded = values.to(dtype)
+    below = torch.nextafter(rounded, torch.full_like(rounded, -torch.inf))
+    return torch.where(rounded.double() > values, below, rounded)

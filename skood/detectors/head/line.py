@@ -13,7 +13,7 @@ from skood.functional import energy
 from skood.learning.blocks import block_rows, score_in_folds
 from skood.learning.class_folds import ClassFolds, folds_of, means_without
 from skood.learning.learning import LearningScorer
-from skood.learning.quantiles import quantile_of
+from skood.learning.quantiles import quantile_of, round_down
 from skood.learning.states import State
 
 # With many classes each row of the threshold takes a quantile and a mask of its own, of C * D
@@ -45,13 +45,6 @@ def weight_bounds(importance, weight, activation_percentile, weight_percentile):
         least = quantile_of(importance, activation_percentile)[:, None]
         bounds = bounds.masked_fill(importance <= least, torch.inf)
     return bounds
-
-
-def round_down(values, dtype):
-    """Return the largest numbers of a dtype that do not exceed the values."""
-    rounded = values.to(dtype)
-    below = torch.nextafter(rounded, torch.full_like(rounded, -torch.inf))
-    return torch.where(rounded.double() > values, below, rounded)
 
 
 def masked_logits(groups, bounds, weight):

@@ -76,18 +76,17 @@ class WeiPerScorer(LearningScorer):
         """Yield logits (n_samples, n_heads, n_classes) of as many heads at a time as fit."""
         n_heads = self.n_heads
         if not torch.compiler.is_exporting():
-            n_heads = block_rows(64 * len(features) * self.head.out_features, features.device)
+            n_heads = block_rows(24 * len(features) * self.head.out_features, features.device)
         for weight in self.weight.split(n_heads):
-            logits = linear(features, weight.flatten(0, 1)).unflatten(1, weight.shape[:2])
-            yield logits if self.head.bias is None else logits + self.head.bias
+            bias = None if self.head.bias is None else self.head.bias.repeat(len(weight))
+            yield linear(features, weight.flatten(0, 1), bias).unflatten(1, weight.shape[:2])
 
     def _shares(self, features):
         """Return the shares of features and of logits in bins, and the mean confidence."""
         counts = confidence = 0
         for logits in self.logits(features):
             counts = counts + self.of_logits.counts(logits.flatten(1))
-            p = torch.softmax(logits, 2, dtype=torch.float64)
-            confidence = confidence + p.amax(2).sum(1)
+            confidence = confidence + torch.softmax(logits, 2).amax(2).sum(1, dtype=torch.float64)
         n_logits = self.n_heads * self.head.out_features
         of_features = self.of_features.counts(features) / features.shape[1]
         return of_features, counts / n_logits, confidence / self.n_heads
