@@ -10,7 +10,7 @@ from skood.detectors.shaping.rectify import QuantileRectify
 from skood.estimators.kinds import HeadDetector
 from skood.estimators.parameters import param
 from skood.functional import energy
-from skood.learning.blocks import block_rows, score_in_folds
+from skood.learning.blocks import block_rows, score_in_folds, takes_plain_path
 from skood.learning.class_folds import ClassFolds, folds_of, means_without
 from skood.learning.learning import LearningScorer
 from skood.learning.quantiles import quantile_of, round_down
@@ -125,7 +125,7 @@ class LINeScorer(LearningScorer):
     def forward(self, features):
         """Score features of shape (n_samples, D)."""
         clipped = self.shaping(features)
-        if not torch.compiler.is_exporting():
+        if not takes_plain_path(features):
             return self._score(clipped, self.bounds.__getitem__)
         weight = self.head.weight
         bounds = self.bounds[self.head(clipped).argmax(1)][:, None]

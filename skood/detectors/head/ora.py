@@ -43,15 +43,19 @@ def boundary_directions(features, centers, weight, center_logits, squares):
     has_boundary : Tensor of shape (n_samples, C)
         Whether the class has a boundary to the predicted one.
     """
+    tiny = torch.finfo(features.dtype).tiny
     delta = features - centers
-    length = lengths(delta)[:, None].clamp(min=torch.finfo(delta.dtype).tiny)
+    length = lengths(delta)[:, None].clamp(min=tiny)
     products = delta @ weight.T
     logits = products + center_logits
     largest, own = logits.max(1, keepdim=True)
     gaps, squares = largest - logits, squares[own[:, 0]]
+    has_boundary = squares > 0
+    # Root and angle have no gradient at 0, where the class itself would be.
+    squares = torch.where(has_boundary, squares, 1.0)
     turned = (products.gather(1, own) - products) / length
-    across = gaps * (squares - turned.square()).clamp_(min=0).sqrt_()
-    return across, squares * length - gaps * turned, squares > 0
+    across = gaps * (squares - turned.square()).clamp(min=tiny).sqrt()
+    return across, squares * length - gaps * turned, has_boundary
 
 
 def angles_of(across, along):

@@ -39,8 +39,8 @@ def log_regret(logits, g):
     powers = g[:, None] * log_p
     # Numerator and denominator by p^g: then no sum is of two numbers that are both tiny.
     log_p = log_p - powers
-    ratios = (-torch.expm1(powers)).div_(log_p.exp().add_(log_rest.exp()))
-    rest = torch.logsumexp(log_p.add_(log_rest).add_(ratios.log_()), dim=1)
+    ratios = -torch.expm1(powers) / (log_p.exp() + log_rest.exp())
+    rest = torch.logsumexp(log_p + log_rest + ratios.log(), dim=1)
     # Where g is 0 there is no rest.
     rest = rest.clamp(min=torch.finfo(torch.float32).min)
     # log log(1 + e^rest) is rest where that is small.
