@@ -8,9 +8,11 @@ import pytest
 import torch
 from sklearn import config_context
 from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils import estimator_checks
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -141,6 +143,22 @@ def test_names_frames_and_pickles(images):
     assert list(frame.columns) == [f"featureextractor{i}" for i in range(12)]
     twin = pickle.loads(pickle.dumps(extractor))
     np.testing.assert_array_equal(twin.transform(X), frame)
+
+
+# What scikit-learn runs on its own transformers, and `parametrize_with_checks` leaves out.
+CHECKS_OF_FRAMES = [
+    estimator_checks.check_global_set_output_transform_polars,
+    estimator_checks.check_set_output_transform,
+    estimator_checks.check_set_output_transform_pandas,
+    estimator_checks.check_set_output_transform_polars,
+    estimator_checks.check_transformer_get_feature_names_out,
+    estimator_checks.check_transformer_get_feature_names_out_pandas,
+]
+
+
+@pytest.mark.parametrize("check", CHECKS_OF_FRAMES)
+def test_frames_as_scikit_learn_checks_them(check):
+    check("FeatureExtractor", FeatureExtractor(LogisticRegression()))
 
 
 @pytest.mark.parametrize("library", ["pandas", "polars"])

@@ -1,4 +1,4 @@
-"""A network for digits, and every detector around it."""
+"""A network for digits, and detectors around it."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def train_digits_network(
 
 
 def default_detectors(model: Model, *, random_state: RandomState = None) -> dict[str, Any]:
-    """Make one detector of each method for a trained network with narrow features.
+    """Make nine detectors of different kinds for a trained network with narrow features.
 
     Parameters
     ----------
