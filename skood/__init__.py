@@ -1,5 +1,7 @@
 """Deep out-of-distribution detection as scikit-learn estimators."""
 
+import logging
+
 from skood._moved import find_moved_modules
 from skood._version import __version__
 from skood._versions import show_versions
@@ -71,6 +73,7 @@ def _load_distributed():
     return distributed
 
 
+logging.getLogger("skood").addHandler(logging.NullHandler())
 find_moved_modules()
 provide_distributed(_load_distributed)
 

@@ -1,5 +1,6 @@
 """X as a Dataset or DataLoader."""
 
+import logging
 import re
 import warnings
 
@@ -22,7 +23,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from skood import ASHDetector, FeatureExtractor, GMMDetector, NACDetector
+from skood import ASHDetector, FeatureExtractor, GMMDetector, LayersDetector, NACDetector
 from skood.ensemble import EnsembleDetector
 from tests.networks import Segmenter, SmallCNN, sample_inputs, seeded
 from tests.registry import DEFAULTS, IN_NETWORKS, each
@@ -201,10 +202,25 @@ def test_progress_is_shown_on_a_terminal_only(images, capsys, monkeypatch):
     detector.score_samples(X)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    for fit in (detector.fit, detector.partial_fit):
+        fit(X, y)
+        shown = capsys.readouterr().err
+        assert "ASHDetector" in shown and "100%" in shown
     detector.score_samples(X)
     assert "ASHDetector: 100%" in capsys.readouterr().err
     detector.set_params(verbose=False).score_samples(X)
     assert capsys.readouterr().err == ""
+
+
+def test_what_was_chosen_is_logged(images, caplog):
+    X, y = images
+    with caplog.at_level("INFO", "skood"):
+        LayersDetector(seeded(SmallCNN)).fit(X, y)
+    text = caplog.text
+    assert "LayersDetector: <SmallCNN on cpu, torch.float32, head 'fc'>" in text
+    assert f"bank of {len(X)} rows, index='exact'" in text and f"fitted to {len(X)} rows" in text
+    # A library is silent unless it is asked.
+    assert logging.NullHandler in map(type, logging.getLogger("skood").handlers)
 
 
 class Ragged(IterableDataset):

@@ -21,7 +21,7 @@ from skood.data.store import join
 from skood.data.streams import Stream
 from skood.estimators.chunks import LearnsFromChunks
 from skood.estimators.explaining import ExplainsRows
-from skood.estimators.network_estimator import NetworkEstimator, computing
+from skood.estimators.network_estimator import NetworkEstimator, computing, logger
 from skood.estimators.parameters import param
 from skood.estimators.scoring import ScoresRows, apply
 from skood.estimators.threshold import MovesThreshold
@@ -212,6 +212,13 @@ class BaseDetector(
         context.call_on_fit_task_begin(estimator=self)
         with self._fitting(X, y) as (draft, source):
             scores = draft._fit_source(source, partial(self._watch, context))
+            logger.info(
+                "%s: fitted to %d rows, layers=%s, threshold %g",
+                type(self).__name__,
+                len(source),
+                getattr(draft, "layers_", getattr(draft, "layer", None)),
+                draft.offset_,
+            )
         context.call_on_fit_task_end(estimator=self)
         return scores
 
@@ -272,7 +279,7 @@ class BaseDetector(
         """Yield batches, and tell scikit-learn's callbacks of each."""
         task = context.subcontext(name, max_subtasks=n_batches)
         task.call_on_fit_task_begin(estimator=self)
-        for batch in batches:
+        for batch in self._progress(f"fit: {name}", n_batches, batches):
             step = task.subcontext("batch").call_on_fit_task_begin(estimator=self)
             yield batch
             step.call_on_fit_task_end(estimator=self)

@@ -181,6 +181,7 @@ class LearnsFromChunks(ChunksAttributes, NetworkEstimator):
     def _make_training(self, source, body, network, random_state=None, **how):
         # What `fit` fitted itself needs no check of its labels.
         how["compares"] = not self._fits_model
+        how.setdefault("watch", self._progress)
         return Training(source, body, network, self.batch_size, random_state, **how)
 
     def _learn(self, learned, training, source, classes=None):

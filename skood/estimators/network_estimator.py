@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import logging
 import threading
 import weakref
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from skood.network.model import (
 from skood.network.modules import linear_head, module_device
 from skood.network.network import Network
 
+logger = logging.getLogger("skood")
 # What validation sets before anything is fitted.
 ROW_ATTRIBUTES = ("n_features_in_", "feature_names_in_")
 # Of each estimator, held while it learns. Not among its attributes: those are pickled and compared.
@@ -156,7 +158,7 @@ class NetworkEstimator(DeclaresParameters, OneState, ModuleSharing, PrintsNetwor
         logits are maps of more than 256 MiB, and without a network as many as fill 32 MiB.
         A DataLoader has batches of its own.
     verbose : bool or int, default=False
-        Show a progress bar, on a terminal.
+        Show progress bars of fitting and scoring, on a terminal.
 
     Attributes
     ----------
@@ -261,19 +263,18 @@ class NetworkEstimator(DeclaresParameters, OneState, ModuleSharing, PrintsNetwor
         """
         size = batch_rows(rows, self._network, self.batch_size)
         batches = read(rows, body or self._body, self._network, size)
-        if self.verbose:
-            from tqdm import tqdm
-
-            # None: only on a terminal.
-            batches = tqdm(
-                batches,
-                desc=type(self).__name__,
-                total=rows.n_batches(size),
-                unit="batch",
-                disable=None,
-            )
-        for _, inputs in batches:
+        for _, inputs in self._progress("", rows.n_batches(size), batches):
             yield inputs
+
+    def _progress(self, name, n_batches, batches):
+        """Return batches, with a progress bar of this name where `verbose`."""
+        if not self.verbose:
+            return batches
+        from tqdm import tqdm
+
+        name = f"{type(self).__name__} {name}".rstrip()
+        # None: only on a terminal.
+        return tqdm(batches, desc=name, total=n_batches, unit="batch", disable=None)
 
     def _take_network(self, source, random_state=None):
         """Return the network to cut and the fitted clone of `model`, if one was fitted."""
@@ -291,6 +292,7 @@ class NetworkEstimator(DeclaresParameters, OneState, ModuleSharing, PrintsNetwor
             device = self._choose_device(module_device(module))
         network = Network(module, device, source.dtype, sample=source.head(2))
         network.classes = self._classes_of_logits(source)
+        logger.info("%s: %s", type(self).__name__, network)
         return network, model_
 
     def _classes_of_logits(self, source):

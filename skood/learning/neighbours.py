@@ -1,5 +1,6 @@
 """Comparing rows with a bank of rows, by their largest inner products: exact, or by faiss."""
 
+import logging
 import platform
 from functools import cache, cached_property
 
@@ -13,6 +14,7 @@ from skood.learning.blocks import takes_plain_path
 from skood.learning.learning import LearningScorer
 from skood.learning.reservoir import Reservoir
 
+logger = logging.getLogger("skood")
 # Inner products are taken in tiles of at most this many queries and bank rows: 4 MiB of float32,
 # which stay in a CPU's cache. A GPU would wait for the next tile: its tiles are wider, 64 MiB.
 TILE, GPU_TILE_COLUMNS = 1024, 16 * 1024
@@ -224,6 +226,7 @@ class BankScorer(LearningScorer):
         # The search is faster on a bank in random order, as that of keys is.
         self.keys, (rows,) = state.sample()
         self.bank, self.n_bank = self.prepare(rows), len(rows)
+        logger.info("bank of %d rows, index=%r", len(self.bank), self.index)
         if self.index != "exact":
             self.index_bytes, self.bank = build_index(self.bank, self.index), None
             vars(self).pop("_faiss_index", None)

@@ -91,6 +91,11 @@ class Network(FindsHead, NetworkServices):
             self._find_head(sample)
         self._weights = Weights(self._original, self.module)
 
+    def __repr__(self):
+        kind = "no network" if self.module is None else self._owner
+        head = self.map_head or self._head_name
+        return f"<{kind} on {self.device}, {self.input_dtype}{f', head {head!r}' if head else ''}>"
+
     def describe(self):
         """Return what its outputs depend on but the code: layers, settings, tensors, device."""
         layers = [
