@@ -7,6 +7,7 @@ from skood._version import __version__
 from skood._versions import show_versions
 from skood.advice import recommend
 from skood.data.lazy import provide_distributed
+from skood.decisions.report import report
 from skood.detectors import (
     ActSubDetector,
     AdaSCALEDetector,
@@ -135,6 +136,7 @@ __all__ = [
     "export",
     "load",
     "recommend",
+    "report",
     "save",
     "show_versions",
 ]

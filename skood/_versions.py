@@ -14,6 +14,19 @@ PACKAGES = [
 ]
 
 
+def versions():
+    """Return the versions of skood and of what it uses, and the devices of torch, by name."""
+    return {
+        "skood": __version__,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        **{name: _version_of(name) for name in PACKAGES},
+        "threads of torch": torch.get_num_threads(),
+        "CUDA of torch": torch.version.cuda,
+        "GPUs": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or None,
+    }
+
+
 def show_versions() -> None:
     """Print the versions of skood and of what it uses, and the devices of torch.
 
@@ -23,16 +36,7 @@ def show_versions() -> None:
     >>> skood.show_versions()
     skood              ...
     """
-    found = {
-        "skood": __version__,
-        "python": platform.python_version(),
-        "machine": platform.platform(),
-        **{name: _version_of(name) for name in PACKAGES},
-        "threads of torch": torch.get_num_threads(),
-        "CUDA of torch": torch.version.cuda,
-        "GPUs": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or None,
-    }
-    for name, value in found.items():
+    for name, value in versions().items():
         print(f"{name:18} {value}")
 
 

@@ -13,7 +13,7 @@ ORDER = [
     *("plots", "benchmark", "distributed", "files", "testing"),
 ]
 # Small files that anything may import, and that import no folder.
-FOUNDATION = {"_compat", "_html", "_typing", "_version", "_warnings", "functional"}
+FOUNDATION = {"_compat", "_html", "_typing", "_version", "_versions", "_warnings", "functional"}
 MODULES = sorted(ROOT.rglob("*.py"))
 
 

@@ -14,6 +14,7 @@ from skood.data.labels import is_ood
 from skood.decisions.evidence import POOL
 from skood.decisions.monitor_page import page
 from skood.decisions.p_values import check_scores
+from skood.decisions.reading import last_step, scored, snapshot
 from skood.decisions.watched import GROUP_POOL, MAX_GROUPS, MonitorReport, Watched, share_interval
 from skood.estimators.network_estimator import OneState
 from skood.metrics.scorers import known_labels
@@ -202,8 +203,7 @@ class Monitor(OneState):
 
     def _take_training_scores(self):
         """Compare to what the threshold of the detector came from."""
-        final = self._final()
-        final = final._snapshot() if hasattr(final, "_snapshot") else final
+        final = snapshot(last_step(self.detector))
         kept = getattr(final, "_kept_scores", None)
         if not kept:
             raise ValueError(
@@ -217,10 +217,6 @@ class Monitor(OneState):
             at = np.sort(draws.choice(n_scores, POOL, replace=False))
             scores = np.interp(at, ranks, scores)
         self._calibration = scores.tolist()
-
-    def _final(self):
-        """Return the last step of a Pipeline, or the detector."""
-        return self.detector.steps[-1][1] if hasattr(self.detector, "steps") else self.detector
 
     def reset(self) -> Self:
         """Forget the stream, and compare to the calibration rows again.
@@ -286,17 +282,7 @@ class Monitor(OneState):
 
     def _read(self, X):
         """Return scores of rows, and which are out-of-distribution."""
-        detector, final = self.detector, self._final()
-        if hasattr(detector, "_snapshot"):
-            # Score and threshold of one fit, whatever other threads do.
-            detector = final = detector._snapshot()
-        plain = hasattr(detector, "score_samples") and getattr(final, "fdr", None) is None
-        if plain and hasattr(final, "offset_"):
-            scores = move_to_numpy(detector.score_samples(X))
-            ood = (scores.astype(np.float64) - final.offset_).astype(scores.dtype) < 0
-        else:
-            scores = move_to_numpy(detector.decision_function(X))
-            ood = scores < 0
+        scores, _, ood = scored(self.detector, X)
         return check_scores(scores, calibrates=False), ood
 
     def _groups(self, X, groups, n_rows):
@@ -372,7 +358,7 @@ class Monitor(OneState):
 
     def __repr__(self):
         state = f"alarm at row {self.alarm_at}" if self.alarm else "no alarm"
-        name = type(self._final()).__name__
+        name = type(last_step(self.detector)).__name__
         return f"<Monitor of {name}: {self.n_ood} of {self.n_rows} rows OOD, {state}>"
 
     def _repr_html_(self):

@@ -3,6 +3,7 @@
 import math
 
 from skood._html import STYLE, card, number, percent, table
+from skood.decisions.reading import last_step
 
 # Of the picture, in units of its text's 11.
 WIDTH, HEIGHT, LEFT, BELOW = 420, 120, 40, 18
@@ -82,12 +83,12 @@ def page(monitor, windows, groups):
     if monitor.alarm:
         facts.append(f"alarm at row {monitor.alarm_at:,}")
     html = [
-        f"<b>Monitor of {type(monitor._final()).__name__}</b> "
+        f"<b>Monitor of {type(last_step(monitor.detector)).__name__}</b> "
         f'<b style="padding:1px 8px;border-radius:10px;background:{color}">{word}</b>'
         f"<div>{' · '.join(facts)}</div>",
     ]
     if windows["start"]:
-        expected = getattr(monitor._final(), "false_alarm_rate", None)
+        expected = getattr(last_step(monitor.detector), "false_alarm_rate", None)
         html.append(chart(windows, monitor.alarm_at, expected))
         html.append(
             '<div class="quiet">Share of out-of-distribution rows in windows of '
