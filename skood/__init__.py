@@ -1,6 +1,8 @@
 """Deep out-of-distribution detection as scikit-learn estimators."""
 
 import logging
+import importlib
+from typing import TYPE_CHECKING
 
 from skood._moved import find_moved_modules
 from skood._version import __version__
@@ -76,6 +78,20 @@ def _load_distributed():
 
 logging.getLogger("skood").addHandler(logging.NullHandler())
 find_moved_modules()
+
+if not TYPE_CHECKING:
+    _MODULES = set(
+        "benchmark calibration datasets distributed ensemble explanations features functional "
+        "metrics model_selection monitoring network open_set plots testing".split()
+    )
+
+    def __getattr__(name):
+        """Import a public module when it is first used, as ``skood.metrics``."""
+        if name in _MODULES:
+            return importlib.import_module(f"skood.{name}")
+        raise AttributeError(f"module 'skood' has no attribute {name!r}")
+
+
 provide_distributed(_load_distributed)
 
 __all__ = [

@@ -29,6 +29,7 @@ from skood import (
     FeatureExtractor,
     GMMDetector,
     GradNormDetector,
+    MSPDetector,
     NACDetector,
     NNGuideDetector,
 )
@@ -497,6 +498,18 @@ def test_an_unfitted_skorch_net_is_fitted(detector, iris):
     assert detector.known_classes_.tolist() == ["a", "b", "c"]
     twin = pickle.loads(pickle.dumps(detector))
     np.testing.assert_array_equal(twin.score_samples(X), detector.score_samples(X))
+
+
+def test_a_binary_skorch_net_is_fitted(iris):
+    """Its loss takes labels of float32 alone."""
+    from skorch import NeuralNetBinaryClassifier
+
+    X, y = iris[0][:100], np.array(["a", "b"])[iris[1][:100]]
+    net = NeuralNetBinaryClassifier(nn.Linear(4, 1), max_epochs=1, verbose=0)
+    detector = MSPDetector(net).fit(X, y)
+    assert detector.known_classes_.tolist() == ["a", "b"]
+    frozen = MSPDetector(FrozenEstimator(detector.model_)).fit(X, y)
+    np.testing.assert_array_equal(frozen.score_samples(X), detector.score_samples(X))
 
 
 def test_a_search_over_the_learning_rate_of_a_skorch_net(iris):

@@ -26,6 +26,7 @@ from skood import (
 from skood.network import NetworkEnsemble
 from tests.networks import SmallCNN, WithDropout, seeded
 from tests.registry import (
+    DEFAULTS,
     IN_NETWORKS,
     SETTINGS,
     each,
@@ -86,6 +87,15 @@ def in_formats(detectors):
         for format in ("torch", "onnx")
     ]
     return pytest.mark.parametrize(("detector", "format"), cases)
+
+
+@each(DEFAULTS)
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_fitted_keeps_no_larger_tensor(detector, iris):
+    """Views would bring along what they are part of, into memory and files."""
+    detector = clone(detector).fit(*iris)
+    for name, buffer in detector.scorer_.named_buffers():
+        assert buffer.untyped_storage().nbytes() == buffer.nbytes, name
 
 
 @in_formats(SETTINGS)

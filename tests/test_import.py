@@ -4,6 +4,8 @@ import subprocess
 import sys
 from importlib.metadata import version
 
+import pytest
+
 import skood
 
 OPTIONAL = {
@@ -36,6 +38,13 @@ def test_nothing_optional_is_imported():
     more = imported("import skood") - needed
     assert "skood" in more
     assert not more & OPTIONAL
+
+
+def test_modules_without_an_import_of_their_own(monkeypatch):
+    monkeypatch.delattr(skood, "metrics", raising=False)
+    assert skood.metrics.auroc_score([1, -1], [1.0, 0.0]) == 1
+    with pytest.raises(AttributeError, match="no attribute 'metric'"):
+        _ = skood.metric
 
 
 def test_show_versions(capsys):

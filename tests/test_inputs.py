@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 import torch
 from sklearn.base import clone
@@ -44,6 +45,11 @@ UNFIT = {
     "texts": (lambda: ["a text " * 50] * 24, r"X holds texts.*\nTokenize them"),
     "a text": (lambda: "text " * 500, r"X holds texts.*\nTokenize them"),
     "two inputs": (lambda: (torch.zeros(24, 4), torch.zeros(24, 4)), "X is a tuple of 2 arrays"),
+    "an iterator": (lambda: iter([ROWS]), r"X is a list_iterator.*\npartial_fit"),
+    "a lazy frame": (lambda: pl.from_pandas(FRAME).lazy(), r"Pass X.collect\(\)"),
+    "a Series of arrays": (lambda: pd.Series(list(ROWS.numpy())), r"X is a Series .*\n.*np.stack"),
+    "a column of arrays": (lambda: FRAME.assign(e=list(ROWS.numpy())), r"np.stack\(X\['e'\]\)"),
+    "pairs": (lambda: [(ROWS, ROWS[0]), (ROWS, ROWS[0])], "X is a list whose rows are arrays"),
     "objects": (lambda: np.array([{"a": list(range(99))}] * 24), "real number, not 'dict'"),
 }
 

@@ -1,6 +1,6 @@
 """Any array library and device, as torch batches and back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import joblib
 import numpy as np
@@ -32,6 +32,13 @@ def namespace_of(X):
 def check_kind(X):
     """Raise if X is of a kind that holds no rows of numbers; no row is printed."""
     first = X[0] if isinstance(X, Sequence) and len(X) else None
+    if isinstance(X, Iterator):
+        raise TypeError(
+            f"X is a {type(X).__name__}, which can be read once. Pass an array, or the Dataset or "
+            "DataLoader itself;\npartial_fit learns from one batch after the other."
+        )
+    if type(X).__name__ == "LazyFrame":
+        raise TypeError("X is a LazyFrame, which holds no rows yet. Pass X.collect().")
     if isinstance(first, str):
         raise TypeError(
             "X holds texts. Expected an array of numbers, (n_samples, n_features), or what the "
@@ -123,10 +130,20 @@ def columns_without_numbers(X):
 def explain(error, X):
     """Return an error of scikit-learn's validation without rows, naming what is at fault."""
     names = columns_without_numbers(X)
+    if names and any(map(np.ndim, np.asarray(X[names[0]])[:1])):
+        return ValueError(
+            f"X has a column of arrays, {names[0]}.\nPass them as one array, "
+            f"np.stack(X[{names[0]!r}]), if they are of one shape."
+        )
     if names:
         return ValueError(
             f"X has columns without numbers: {', '.join(map(str, names[:10]))}.\nEncode them, for "
             "example by sklearn.preprocessing.OneHotEncoder, or leave them out."
+        )
+    if str(error).startswith("setting an array element with a sequence"):
+        return ValueError(
+            f"X is a {type(X).__name__} whose rows are arrays, or lists of several lengths.\nPass "
+            "one array, np.stack(list(X)), if they are of one shape."
         )
     lines = str(error).split("\n")
     if "array=" in str(error) or lines[0].startswith("Complex data"):

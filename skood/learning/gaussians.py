@@ -107,7 +107,8 @@ def nearest_to_zero(moments):
     """
     means = moments.means[moments.counts > 0]
     sizes = means.abs() / means.abs().median(0).values.clamp(min=torch.finfo(means.dtype).tiny)
-    return means[sizes.amax(1).argmin()]
+    # A view would keep all means in memory and in exported files.
+    return means[sizes.amax(1).argmin()].clone()
 
 
 def distances_without_own(white, class_indices, means, counts):

@@ -119,6 +119,9 @@ def fit_model(model, source):
         if _is_skorch(model):
             X = move(X, "cpu", torch.float32)
             X = {n: part.numpy() for n, part in X.items()} if source.is_named else X.numpy()
+            if isinstance(model, sys.modules["skorch"].NeuralNetBinaryClassifier):
+                # Its loss takes labels in the dtype of the one logit.
+                class_indices = class_indices.astype(np.float32)
             return clone(model).fit(X, class_indices)
         require_array(source)
         X = X.to(source.dtype)
