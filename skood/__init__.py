@@ -1,7 +1,7 @@
 """Deep out-of-distribution detection as scikit-learn estimators."""
 
-import logging
 import importlib
+import logging
 from typing import TYPE_CHECKING
 
 from skood._moved import find_moved_modules
