@@ -26,7 +26,7 @@ STYLE = """
 .skood table { border-collapse: collapse; margin: 4px 0; font: inherit; }
 .skood th, .skood td { padding: 1px 12px 1px 0; font-weight: 400; text-align: right;
   color: var(--text); background: var(--back); white-space: nowrap; }
-.skood th { color: var(--quiet); }
+.skood th { color: var(--quiet); white-space: normal; vertical-align: bottom; }
 .skood th:first-child, .skood td:first-child, .skood .text td { text-align: left; }
 .skood .text td { white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
 .skood .text td:first-child { white-space: nowrap; color: var(--quiet); }

@@ -13,7 +13,7 @@ from skood.calibration import ConformalDetector
 from skood.ensemble import EnsembleDetector
 from skood.open_set import OpenSetClassifier
 from tests.registry import DEFAULTS, each, name_of, with_fixed
-from tests.threads import data, detectors, hammer, results
+from tests.threads import data, detectors, hammer, results, serve
 
 
 @pytest.mark.parametrize("detector", detectors(), ids=name_of)
@@ -21,6 +21,11 @@ def test_scores_beside_refits_and_pieces(detector):
     """Each result is that of a state in which the detector was."""
     wrong, errors, _, _ = hammer(detector, 60)
     assert wrong == 0 and not errors
+
+
+def test_single_rows_beside_refits():
+    wrong, seconds, n_refits, _ = serve(GMMDetector(NET), 400)
+    assert wrong == 0 and n_refits > 0 and np.isfinite(seconds).all()
 
 
 @pytest.mark.parametrize("detector", detectors(), ids=name_of)

@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import threading
+import time
 import warnings
 
 import numpy as np
@@ -118,11 +119,87 @@ def hammer(detector, n_calls, n_threads=8, refits=True):
     return wrong + n_calls - len(found), errors, detector, n_pieces
 
 
+def serve(detector, n_requests, n_threads=8):
+    """Score single rows in threads while another one refits, to two sets of rows in turn.
+
+    Parameters
+    ----------
+    detector : detector
+        Not fitted.
+    n_requests : int
+        How many rows are scored, in all threads together.
+    n_threads : int, default=8
+        Those that score.
+
+    Returns
+    -------
+    wrong : int
+        Requests without an answer, or whose score and decision are those of neither fit.
+    seconds : ndarray of shape (n_requests,)
+        How long each took.
+    n_refits : int
+        How often the detector was fitted meanwhile.
+    total : float
+        Seconds for all.
+    """
+    (X, y), _, (rows, _) = data()
+    fits = (X, y), (2 * X + 1, y)
+    detector = clone(detector)
+    states = [(f.score_samples(rows), f.offset_) for f in (clone(detector).fit(*f) for f in fits)]
+    detector.fit(*fits[0])
+    scores, decisions, seconds = (np.full(n_requests, np.nan) for _ in range(3))
+    requests, n_refits, stopped = iter(range(n_requests)), itertools.count(), threading.Event()
+
+    def answer():
+        for i in requests:
+            row, start = rows[[i % len(rows)]], time.perf_counter()
+            if i % 2:
+                scores[i] = detector.score_samples(row)[0]
+            else:
+                decisions[i] = detector.decision_function(row)[0]
+            seconds[i] = time.perf_counter() - start
+
+    def refit():
+        while True:
+            detector.fit(*fits[(next(n_refits) + 1) % 2])
+            if stopped.wait(0.05):
+                return
+
+    answering = [threading.Thread(target=answer) for _ in range(n_threads)]
+    refitting, begin = threading.Thread(target=refit), time.perf_counter()
+    for thread in (refitting, *answering):
+        thread.start()
+    for thread in answering:
+        thread.join()
+    total = time.perf_counter() - begin
+    stopped.set()
+    refitting.join()
+    right = np.zeros(n_requests, bool)
+    of = np.arange(n_requests) % len(rows)
+    for expected, offset in states:
+        right |= np.isclose(scores, expected[of], rtol=1e-9, atol=0)
+        right |= np.isclose(decisions, expected[of] - offset, rtol=1e-9, atol=1e-12)
+    return int((~right).sum()), seconds, next(n_refits), total
+
+
 def main():
-    """Print the table."""
+    """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=2000)
+    parser.add_argument("--requests", type=int, help="score so many single rows instead")
     args = parser.parse_args()
+    if args.requests:
+        print(
+            f"of {args.requests} requests  wrong  refits  a second  ms: 50 %   95 %   99 %  99.9 %"
+        )
+        for detector in detectors()[1::3]:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                wrong, seconds, n_refits, total = serve(detector, args.requests)
+            ms = "".join(f"{q:7.2f}" for q in 1e3 * np.quantile(seconds, [0.5, 0.95, 0.99, 0.999]))
+            name, rate = type(detector).__name__, args.requests / total
+            print(f"{name:18}{wrong:8}{n_refits:8}{rate:10.0f}   {ms}", flush=True)
+        return
     print(f"of {args.calls} calls   wrong  errors  pieces")
     for detector in detectors():
         wrong, errors, _, n_pieces = hammer(detector, args.calls)
