@@ -1,9 +1,15 @@
 """The figures of the documentation that no other command prints: ``python -m tests.claims``."""
 
 import argparse
+import contextlib
+import re
+import subprocess
+import sys
+import tempfile
 import time
 import warnings
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -543,6 +549,35 @@ def monitor_delays_on_digits(n_runs=40):
         yield f"until the alarm, {name}, {kind}", f"median {np.median(rows):.0f} rows"
 
 
+def shell_memory(n_rows=1_000_000):
+    """Fit and score a million rows from the shell; how much memory that takes in all."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(10, size=n_rows)
+    X = (3 * rng.normal(size=(10, 32))[y] + rng.normal(size=(n_rows, 32))).astype(np.float32)
+    skood = [sys.executable, "-m", "skood"]
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        np.save("a.npy", X), np.save("y.npy", y)
+        fit = "fit --features a.npy --labels y.npy --detector gmm --out d.safetensors"
+        for what, command in {
+            "import torch": [sys.executable, "-c", "import torch"],
+            "import skood": [sys.executable, "-c", "import skood"],
+            "fit": [*skood, *fit.split()],
+            "score": [*skood, *"score d.safetensors a.npy --out s.csv".split()],
+        }.items():
+            start, memory = time.perf_counter(), {"RssAnon": 0, "VmHWM": 0}
+            with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+                while process.poll() is None:
+                    status = Path(f"/proc/{process.pid}/status").read_text()
+                    for kind in memory:
+                        found = re.findall(rf"{kind}:\s*(\d+)", status)
+                        memory[kind] = max(memory[kind], *map(int, found), 0)
+                    time.sleep(0.005)
+            assert process.returncode == 0
+            own, peak = (kib // 1024 for kib in memory.values())
+            seconds = time.perf_counter() - start
+            yield what, f"{own} MiB of its own, {peak} with mapped libraries, {seconds:.0f} s"
+
+
 CLAIMS = [
     ash_of_maps,
     ash_percentile,
@@ -567,6 +602,7 @@ CLAIMS = [
     monitor_false_alarms,
     monitor_delays,
     monitor_delays_on_digits,
+    shell_memory,
 ]
 
 

@@ -18,8 +18,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils import Bunch
 
 import skood
-import skood.__main__ as command
+import skood.commands.digits as command
 from skood import FeatureExtractor, GMMDetector, benchmark
+from skood.commands import main
+from skood.commands.arguments import output
 from skood.datasets import load_digits_ood
 
 KINDS = ["near", "textures", "noise"]
@@ -439,7 +441,7 @@ def test_bad_options(arguments, message, tmp_path, monkeypatch, capsys):
     # Told before anything is trained.
     monkeypatch.setattr(benchmark, "train_digits_network", None)
     with pytest.raises(SystemExit) as stopped:
-        command.main(arguments)
+        main(arguments)
     assert stopped.value.code == 2
     out, error = capsys.readouterr()
     assert out == "" and error.startswith(f"python -m skood: error: {message}")
@@ -449,8 +451,8 @@ def test_bad_options(arguments, message, tmp_path, monkeypatch, capsys):
 def test_checking_the_output_leaves_files_as_they_are(tmp_path):
     old, new = tmp_path / "old.png", tmp_path / "new.png"
     old.write_bytes(b"something")
-    assert command.output(str(old)) == old and old.read_bytes() == b"something"
-    assert command.output(str(new)) == new and not new.exists()
+    assert output(str(old)) == old and old.read_bytes() == b"something"
+    assert output(str(new)) == new and not new.exists()
 
 
 def test_without_pillow_there_is_a_hint(monkeypatch, capsys, tmp_path):
@@ -460,7 +462,7 @@ def test_without_pillow_there_is_a_hint(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command, "load_digits_ood", fail)
     with pytest.raises(SystemExit) as stopped:
-        command.main([])
+        main([])
     assert stopped.value.code == 2
     assert capsys.readouterr().err == "python -m skood: error: pip install pillow\n"
 
@@ -475,7 +477,7 @@ def test_main_prints_everything(monkeypatch, net, tmp_path, capsys):
 
     monkeypatch.setattr(benchmark, "train_digits_network", train)
     path = tmp_path / "demo.png"
-    assert command.main(["--seed", "3", "--output", str(path)]) == 0
+    assert main(["--seed", "3", "--output", str(path)]) == 0
     # The training part alone.
     assert calls == [(649, 3, "cpu")]
     out, error = capsys.readouterr()

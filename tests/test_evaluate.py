@@ -18,9 +18,10 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import skood
-import skood.__main__ as command
+import skood.commands.evaluate as command
 from skood import FeatureExtractor, GMMDetector, NNGuideDetector
 from skood.benchmark import evaluate, run
+from skood.commands import main
 from skood.metrics import (
     aupr_in_score,
     aupr_out_score,
@@ -198,7 +199,7 @@ def files(data, tmp_path):
 def test_the_command_writes_what_evaluate_returns(suffix, files, data, tmp_path, capsys):
     path = tmp_path / f"table{suffix}"
     chosen = ["--detectors", "GMMDetector", "IsolationForest"]
-    assert command.main([*files, *chosen, "--output", str(path), "--seed", "1"]) == 0
+    assert main([*files, *chosen, "--output", str(path), "--seed", "1"]) == 0
     printed = capsys.readouterr().out
     ood_sets = dict(zip(["near", "f r"], data[4].values(), strict=True))
     detectors = [GMMDetector(), IsolationForest(random_state=1)]
@@ -223,7 +224,7 @@ def test_the_command_writes_what_evaluate_returns(suffix, files, data, tmp_path,
 
 
 def test_the_command_runs_every_detector_by_default(files, capsys):
-    assert command.main(files) == 0
+    assert main(files) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in command.names_of_detectors())
 
@@ -231,7 +232,7 @@ def test_the_command_runs_every_detector_by_default(files, capsys):
 def test_the_command_without_labels(files, tmp_path, data, capsys):
     np.save(tmp_path / "train.npy", data[0])
     files[2] = str(tmp_path / "train.npy")
-    assert command.main(files) == 0
+    assert main(files) == 0
     printed = capsys.readouterr().out
     assert "GMMDetector" in printed and "IsolationForest" in printed and "ASH" not in printed
 
@@ -298,7 +299,7 @@ def test_bad_files_are_told_in_one_line(files, tmp_path, capsys):
     for name, message in bad_files(tmp_path).items():
         arguments = [*files[:4], str(tmp_path / name), *files[5:]]
         with pytest.raises(SystemExit) as stopped:
-            command.main(arguments)
+            main(arguments)
         printed = capsys.readouterr().err
         assert stopped.value.code == 2, name
         assert message in printed, (name, printed)
@@ -313,14 +314,14 @@ def test_what_the_command_needs_is_told_before_anything_is_read(
     monkeypatch.setitem(sys.modules, missing, None)
     monkeypatch.setattr(command, "read_rows", None)
     with pytest.raises(SystemExit):
-        command.main(files)
+        main(files)
     assert f'needs {missing}: pip install "skood[evaluate]"\n' in capsys.readouterr().err
 
 
 def test_a_table_that_cannot_be_written_any_more(files, tmp_path, monkeypatch, capsys):
     path = tmp_path / "table.csv"
     monkeypatch.setattr(command, "table_output", lambda text: tmp_path / "gone" / text)
-    assert command.main([*files, "--detectors", "GMMDetector", "--output", "t.csv"]) == 1
+    assert main([*files, "--detectors", "GMMDetector", "--output", "t.csv"]) == 1
     out, error = capsys.readouterr()
     assert "GMMDetector" in out and not path.exists()
     assert error.startswith(f"Cannot write {tmp_path / 'gone' / 't.csv'}: ")
@@ -329,7 +330,7 @@ def test_a_table_that_cannot_be_written_any_more(files, tmp_path, monkeypatch, c
 
 def test_version(capsys):
     with pytest.raises(SystemExit) as stopped:
-        command.main(["--version"])
+        main(["--version"])
     assert stopped.value.code == 0
     assert capsys.readouterr().out == f"skood {skood.__version__}\n"
 
@@ -342,7 +343,7 @@ def test_bad_arguments(files, tmp_path, capsys):
         ("--detectors", "Nonsense"): "invalid choice: 'Nonsense'",
     }.items():
         with pytest.raises(SystemExit):
-            command.main([*files, *arguments])
+            main([*files, *arguments])
         assert message in capsys.readouterr().err
 
 

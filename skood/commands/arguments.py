@@ -1,0 +1,68 @@
+"""Arguments of the commands: parsed, and told in one line where they are wrong."""
+
+import argparse
+import textwrap
+from pathlib import Path
+
+import torch
+
+
+class Failure(Exception):
+    """What went wrong on the way, after arguments and files were found right."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Argument parser whose errors take one line."""
+
+    def error(self, message):
+        """Print the message and exit with 2."""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def seed(text):
+    """Parse --seed."""
+    if not (text.isdecimal() and int(text) < 2**32):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 0 to 2**32 - 1")
+    return int(text)
+
+
+def device(text):
+    """Parse --device, and use it once."""
+    try:
+        torch.ones(1, device=text).sum().item()
+    except (RuntimeError, AssertionError) as error:
+        reason = textwrap.shorten(str(error), 100, placeholder=" ...")
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used here: {reason}") from error
+    return text
+
+
+def output(text, suffixes=(".png",)):
+    """Parse --output, and open the file once."""
+    path = Path(text)
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in {' or '.join(suffixes)}")
+    existed = path.exists()
+    try:
+        with path.open("ab"):
+            pass
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot write {text!r}: {error.strerror}") from error
+    if not existed:
+        path.unlink()
+    return path
+
+
+def named(text):
+    """Return the parts of NAME=VALUE."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
+def named_file(text):
+    """Parse NAME=FILE."""
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE, such as textures=t.npz")
+    return name, path

@@ -1,0 +1,168 @@
+"""Networks in `.pt2` files: what they give, and that nothing in a file is run."""
+
+import io
+import json
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from skood import GMMDetector, GradNormDetector
+from skood.network.programs import read_program
+
+OPEN = ({0: torch.export.Dim.DYNAMIC},)
+
+
+class Classifier(nn.Module):
+    """With sizes to compute, and a layer of no bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout())
+        self.hidden, self.fc = nn.Linear(64, 8, bias=False), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.fc(self.hidden(self.body(x).reshape(x.shape[0], -1)).relu())
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    return Classifier().eval()
+
+
+@pytest.fixture(scope="module")
+def X():
+    return torch.randn(30, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def content(net, X):
+    """Return the bytes of the network's file."""
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(net, (X[:2],), dynamic_shapes=OPEN), file)
+    return file.getvalue()
+
+
+def changed(content, path, change):
+    """Write a file with parts changed: `change(name, bytes)` returns what they shall be."""
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, change(name.partition("/")[2], old.read(name)))
+    return path
+
+
+def test_it_is_the_network(net, X, content, tmp_path):
+    (tmp_path / "net.pt2").write_bytes(content)
+    program = read_program(tmp_path / "net.pt2")
+    for n_rows in (1, 2, 30):
+        torch.testing.assert_close(program(X[:n_rows]), net(X[:n_rows]), rtol=0, atol=0)
+    linear = {name for name, part in program.named_modules() if isinstance(part, nn.Linear)}
+    assert linear == {"hidden", "fc"}
+    y = np.arange(30) % 3
+    for detector in (GMMDetector, GradNormDetector):
+        scores = [detector(model).fit(X, y).score_samples(X) for model in (net, program)]
+        np.testing.assert_array_equal(*scores)
+
+
+def test_number_of_rows_must_be_open(net, X, tmp_path):
+    torch.export.save(torch.export.export(net, (X[:2],)), tmp_path / "two.pt2")
+    with pytest.raises(ValueError, match="takes batches of 2 rows and no others.\nLeave their num"):
+        read_program(tmp_path / "two.pt2")
+
+
+class Payload:
+    """A pickle that says so when it is loaded."""
+
+    def __reduce__(self):
+        return exec, ("import builtins; builtins.was_run = True",)
+
+
+RUN = "__import__('builtins').__setattr__('was_run', True)"
+
+
+def graph_with(**changes):
+    """Return a change of the graph: of the first of each key."""
+
+    def change(name, data):
+        if name != "models/model.json":
+            return data
+        text = data.decode()
+        for key, value in changes.items():
+            start = text.index(f'"{key}": "') + len(key) + 5
+            end = json.JSONDecoder().raw_decode(text[start - 1 :])[1] + start - 2
+            text = text[:start] + json.dumps(value)[1:-1] + text[end:]
+        json.loads(text)
+        return text.encode()
+
+    return change
+
+
+def pickled_weight(name, data):
+    if name == "data/weights/model_weights_config.json":
+        config = json.loads(data)
+        next(iter(config["config"].values()))["use_pickle"] = True
+        return json.dumps(config)
+    return pickle.dumps(Payload()) if name == "data/weights/weight_0" else data
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (pickled_weight, "is a pickle"),
+        (graph_with(target="torch.os.system"), "calls 'torch.os.system', which is no operation"),
+        (graph_with(target="torch.ops.aten.from_file.default"), "calls 'torch.ops.aten.from_file"),
+        (graph_with(target="_operator.methodcaller"), "which is no operation"),
+        (graph_with(expr_str=RUN), "has a size"),
+    ],
+)
+def test_what_would_run_code_is_refused(change, message, content, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.was_run", False, raising=False)
+    with pytest.raises(ValueError, match=message):
+        read_program(changed(content, tmp_path / "net.pt2", change))
+    import builtins
+
+    assert not builtins.was_run
+
+
+def test_what_would_run_code_and_is_not_needed_is_not_read(content, net, X, tmp_path, monkeypatch):
+    import builtins
+
+    monkeypatch.setattr("builtins.was_run", False, raising=False)
+
+    def change(name, data):
+        if name == "data/sample_inputs/model.pt":
+            return pickle.dumps(Payload())
+        if name == "models/model.json":
+            return json.dumps({**json.loads(data), "guards_code": [RUN]})
+        return data
+
+    path = changed(content, tmp_path / "net.pt2", change)
+    program = read_program(path)
+    torch.testing.assert_close(program(X), net(X), rtol=0, atol=0)
+    assert not builtins.was_run
+    # torch itself reads the pickle, which is why it is not given the file.
+    with pytest.raises(Exception):  # noqa: B017
+        torch.export.load(path)
+    assert builtins.was_run
+
+
+def test_damage_is_told(content, tmp_path):
+    random, path = np.random.default_rng(0), tmp_path / "net.pt2"
+    for n_bytes in (0, 100, len(content) // 2):
+        path.write_bytes(content[:n_bytes])
+        with pytest.raises(ValueError, match="cannot be read"):
+            read_program(path)
+    for _ in range(20):
+        damaged = bytearray(content)
+        damaged[random.integers(len(content))] ^= 1 << random.integers(8)
+        path.write_bytes(damaged)
+        try:
+            read_program(path)
+        except ValueError as error:
+            assert str(path) in str(error)
+    with pytest.raises(FileNotFoundError):
+        read_program(tmp_path / "missing.pt2")
