@@ -15,6 +15,7 @@ from torch import nn
 
 import skood
 from skood import GMMDetector, KNNDetector
+from skood.commands import evaluate as evaluate_command
 from skood.commands import fit as fit_command
 from skood.commands import main
 from skood.commands import score as score_command
@@ -285,7 +286,7 @@ def test_images_evaluated(images, here, capsys):
 def examples():
     """List the examples in the commands' help."""
     texts = [fit_command.EXAMPLES, score_command.EXAMPLES]
-    texts.append(sys.modules["skood.commands.evaluate"].EXAMPLES)
+    texts.append(evaluate_command.EXAMPLES)
     joined = "\n".join(texts).replace("\\\n", " ")
     return [line.strip() for line in joined.splitlines() if line.startswith("  python -m skood ")]
 

@@ -150,12 +150,15 @@ def test_what_would_run_code_and_is_not_needed_is_not_read(content, net, X, tmp_
     assert builtins.was_run
 
 
-def test_damage_is_told(content, tmp_path):
+def test_damage_is_told(content, tmp_path, caplog):
     random, path = np.random.default_rng(0), tmp_path / "net.pt2"
     for n_bytes in (0, 100, len(content) // 2):
         path.write_bytes(content[:n_bytes])
         with pytest.raises(ValueError, match="cannot be read"):
             read_program(path)
+    part = changed(content, path, lambda name, data: data[: -3 * name.startswith("data/w") or None])
+    with pytest.raises(ValueError, match="holds no program|cannot be read"):
+        read_program(part)
     for _ in range(20):
         damaged = bytearray(content)
         damaged[random.integers(len(content))] ^= 1 << random.integers(8)
@@ -164,5 +167,6 @@ def test_damage_is_told(content, tmp_path):
             read_program(path)
         except ValueError as error:
             assert str(path) in str(error)
+    assert not caplog.records
     with pytest.raises(FileNotFoundError):
         read_program(tmp_path / "missing.pt2")

@@ -39,7 +39,7 @@ def device(text):
 def output(text, suffixes=(".png",)):
     """Parse --output, and open the file once."""
     path = Path(text)
-    if suffixes and path.suffix.lower() not in suffixes:
+    if path.suffix.lower() not in suffixes:
         raise argparse.ArgumentTypeError(f"{text!r} does not end in {' or '.join(suffixes)}")
     existed = path.exists()
     try:
@@ -52,17 +52,9 @@ def output(text, suffixes=(".png",)):
     return path
 
 
-def named(text):
-    """Return the parts of NAME=VALUE."""
+def named(text, kind="FILE, such as textures=t.npz"):
+    """Return the parts of NAME=FILE, or of NAME with something else."""
     name, equals, value = text.partition("=")
     if not (name and equals and value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME={kind}")
     return name, value
-
-
-def named_file(text):
-    """Parse NAME=FILE."""
-    name, equals, path = text.partition("=")
-    if not (name and equals and path):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE, such as textures=t.npz")
-    return name, path

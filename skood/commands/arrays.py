@@ -112,7 +112,7 @@ class ArrayRows(RowsOfFile):
         How many there are.
     """
 
-    def __init__(self, path, options=None):
+    def __init__(self, path):
         self.path, self.y, self._member, names = path, None, None, []
         with reading(path):
             if zipfile.is_zipfile(path):

@@ -11,10 +11,15 @@ from tqdm import tqdm
 import skood
 from skood import FeatureExtractor, benchmark
 from skood.benchmark.evaluation import import_for_evaluate
-from skood.commands.arguments import named_file, output, seed
+from skood.commands.arguments import named, output, seed
 from skood.commands.arrays import read_rows
 from skood.commands.images import add_image_options, load_images, read_network
 
+DESCRIPTION = """\
+Fit detectors on features of your own, and tell with confidence intervals how well they separate
+fresh in-distribution rows from OOD sets. Files are .npz with arrays X, (n_samples, n_features),
+and y, (n_samples,), or .npy with X alone.
+"""
 EXAMPLES = """\
 examples:
   python -m skood evaluate --train a.npz --id b.npz --ood near=c.npz --ood far=d.npy
@@ -49,9 +54,7 @@ def add_evaluate(commands):
     parser = commands.add_parser(
         "evaluate",
         help="compare detectors on your own features, or images",
-        description="Fit detectors on features of your own, and tell with confidence intervals "
-        "how well they separate fresh in-distribution rows from OOD sets. Files are .npz with "
-        "arrays X, (n_samples, n_features), and y, (n_samples,), or .npy with X alone.",
+        description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -59,7 +62,7 @@ def add_evaluate(commands):
     parser.add_argument("--id", metavar="FILE", help="fresh in-distribution rows")
     parser.add_argument(
         "--ood",
-        type=named_file,
+        type=named,
         default=[],
         action="append",
         metavar="NAME=FILE",
@@ -67,7 +70,7 @@ def add_evaluate(commands):
     )
     parser.add_argument(
         "--images",
-        type=named_file,
+        type=named,
         nargs="+",
         action="extend",
         default=[],

@@ -12,7 +12,7 @@ import skood
 from skood import detectors
 from skood.commands.arguments import Failure, Parser, named, output
 from skood.commands.arrays import read_labels
-from skood.commands.images import ImageRows, add_image_options, read_network
+from skood.commands.images import Counted, ImageRows, add_image_options, read_network
 from skood.commands.rows import CHUNK_BYTES, KINDS, open_rows, telling
 from skood.files.persistence import import_safetensors
 
@@ -42,7 +42,7 @@ def detector_class(text):
 
 def setting(text):
     """Parse NAME=VALUE, the value as Python writes numbers, lists and None, or as text."""
-    name, value = named(text)
+    name, value = named(text, "VALUE")
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -105,7 +105,7 @@ def run_fit(parser, options):
         rows = open_rows(options.features, options)
         labels = None if options.labels is None else read_labels(options.labels)
         check_number(labels, rows.n_rows, options.labels)
-        n_rows = learn(detector, rows, labels)
+        n_rows = learn(detector, rows, labels, options.labels)
         # What is wrong with a threshold is told when it is asked for.
         offset = detector.offset_
     except (ImportError, ValueError, TypeError, OSError, MemoryError) as error:
@@ -145,12 +145,13 @@ def check_number(labels, n_rows, path):
         raise ValueError(f"{path!r} has {len(labels)} labels for {n_rows} rows")
 
 
-def learn(detector, rows, labels):
+def learn(detector, rows, labels, labels_path):
     """Let a detector learn from all rows; return how many there are."""
     if isinstance(rows, ImageRows):
-        detector.set_params(verbose=True).fit(rows.images, labels)
+        with tqdm(total=rows.n_rows, desc="fit", unit="image", disable=None) as bar:
+            detector.fit(Counted(rows.images, bar), labels)
         return rows.n_rows
-    chunks = labelled(rows, labels)
+    chunks = labelled(rows, labels, labels_path)
     first = list(itertools.islice(chunks, 2))
     if len(first) < 2 or detector._fits_model:
         X, y = joined([*first, *chunks])
@@ -167,17 +168,17 @@ def learn(detector, rows, labels):
     return n_rows
 
 
-def labelled(rows, labels):
+def labelled(rows, labels, labels_path):
     """Yield chunks of rows with the labels that belong to them."""
     start = 0
     for X, y in rows.chunks(CHUNK_BYTES):
         stop = start + len(X)
         if labels is not None:
             y = labels[start:stop]
-            check_number(labels if stop > len(labels) else None, stop, "--labels")
+            check_number(labels[:stop], stop, labels_path)
         yield X, y
         start = stop
-    check_number(labels, start, "--labels")
+    check_number(labels, start, labels_path)
 
 
 def joined(chunks):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from skood.datasets import load_image_list
 from skood.datasets.images import import_pillow, to_tensor
@@ -16,7 +16,7 @@ def add_image_options(parser):
     """Add what says how images are read, and the network."""
     group = parser.add_argument_group(
         "images",
-        "A folder that holds a folder of images for each class, or images alone; or a .txt file "
+        "A folder that holds a folder of images for each class, or images alone; or a .txt list\n"
         "in OpenOOD's format, a line 'path label' for each image.",
     )
     group.add_argument(
@@ -81,6 +81,20 @@ class Transform:
         pixels = to_tensor(image)
         pixels = pixels if self.mean is None else pixels - self.mean
         return pixels if self.std is None else pixels / self.std
+
+
+class Counted(Dataset):
+    """Images that move a progress bar as they are read."""
+
+    def __init__(self, images, bar):
+        self.images, self.bar = images, bar
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        self.bar.update()
+        return self.images[index]
 
 
 class ImageRows:

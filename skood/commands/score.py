@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import sys
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -166,7 +165,7 @@ def json_writer(out):
     def write(names, *columns):
         # Numbers stay as short as they were written.
         out.writelines(
-            f'{{"file": {json.dumps(str(Path(name)))}, "row": {row}, "score": {score}, '
+            f'{{"file": {json.dumps(name)}, "row": {row}, "score": {score}, '
             f'"decision": {decision}}}\n'
             for name, row, score, decision in zip(names, *columns, strict=True)
         )

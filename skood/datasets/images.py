@@ -26,8 +26,8 @@ class ImageList(Dataset):
         The names of the labels 0, 1, ..., where folders name them.
     transform : callable or None
         See `load_image_list`.
-    listed : sequence of str
-        Where each image is named, for error messages; empty where that is no list.
+    listed : (str, list of int), default=None
+        The list, and the line of each image in it, for error messages.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import re
 import warnings
 import zipfile
@@ -61,15 +62,19 @@ def read_program(path):
     except Exception as error:
         # zipfile, zlib and json have errors of their own for damaged content.
         raise ValueError(f"{path} cannot be read: {error}. {REMEDY}") from error
+    # Where torch writes tracebacks of what it cannot read.
+    log = logging.getLogger("torch.export")
+    was_disabled, log.disabled = log.disabled, True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.export.load(clean)
-            return _as_network(program).eval()
+            return _as_network(torch.export.load(clean)).eval()
     except Exception as error:
         if isinstance(error, _Refused):
             raise ValueError(f"{path} {error}") from None
-        raise ValueError(f"{path} holds no program that torch reads: {error!r:.200}") from error
+        raise ValueError(f"{path} holds no program that torch reads. {REMEDY}") from error
+    finally:
+        log.disabled = was_disabled
 
 
 class _Refused(ValueError):
