@@ -80,7 +80,7 @@ def check_rows(shape, dtype, y, path):
 def read_labels(path):
     """Return an array of labels, the array "y" or the only one of a file."""
     with reading(path):
-        loaded = np.load(path, allow_pickle=False)
+        loaded = np.load(path, allow_pickle=False, mmap_mode="r")
         if isinstance(loaded, np.lib.npyio.NpzFile):
             loaded = loaded[
                 "y" if "y" in loaded.files or len(loaded.files) != 1 else loaded.files[0]
