@@ -150,7 +150,7 @@ class FindsHead:
     def _layout_remedy(self, sample, run):
         """Return what may be wrong with the axes of X, in words, for an error message."""
         if isinstance(sample, dict):
-            return ""
+            return "\nX goes to forward by name. Labels in batches are called 'labels' or 'label'."
         if sample.ndim == 3 and any(isinstance(part, nn.Conv2d) for part in self.module.modules()):
             return "\nIf X is a single image (C, H, W), pass X[None]."
         if sample.ndim < 4:
