@@ -249,6 +249,20 @@ def test_images_from_fit_to_scores(images, here, capsys):
     assert "Are --size, --mean and --std those of fit?" in capsys.readouterr().err
 
 
+def test_images_of_two_sizes(images, here, capsys):
+    fit = "fit --features images/train --network net.pt2 --detector vim"
+    assert run(f"{fit} --out d.safetensors") == 0
+    Image.new("RGB", (5, 6)).save("images/dtd/x.png")
+    for line in (
+        "score d.safetensors images/dtd",
+        "fit --features images/dtd --detector gmm --out e.safetensors",
+        "evaluate --images id=images/dtd new=images/new",
+    ):
+        assert run(f"{line} --network net.pt2") == (1 if line.startswith("score") else 2)
+        message = "images/dtd has images of 12 × 9 and of 5 × 6 pixels: --size makes them equal"
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.filterwarnings("ignore:The largest logit", "ignore:false_alarm_rate")
 def test_images_evaluated(images, here, capsys):
     pictures = (

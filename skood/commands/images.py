@@ -55,7 +55,7 @@ def are_images(path):
 
 def load_images(path, options):
     """Return the images of a folder or of a list as a Dataset."""
-    path, how = Path(path), Transform(options.size, options.mean, options.std)
+    path, how = Path(path), Transform(path, options.size, options.mean, options.std)
     if path.is_dir():
         return load_image_list(path, transform=how)
     return load_image_list(options.root or path.parent, path, transform=how)
@@ -64,8 +64,8 @@ def load_images(path, options):
 class Transform:
     """Make a tensor of an image: scaled, cropped, normalised where that is asked for."""
 
-    def __init__(self, size, mean, std):
-        self.size = size
+    def __init__(self, path, size, mean, std):
+        self.path, self.size, self.first = path, size, None
         self.mean, self.std = (
             None if values is None else torch.tensor(values)[:, None, None]
             for values in (mean, std)
@@ -78,6 +78,10 @@ class Transform:
 
             # The shorter side is scaled, the middle is kept.
             image = ImageOps.fit(image, (self.size, self.size), import_pillow().Resampling.BILINEAR)
+        self.first = self.first or image.size
+        if image.size != self.first:
+            sizes = " and of ".join(f"{w} × {h}" for w, h in (self.first, image.size))
+            raise ValueError(f"{self.path} has images of {sizes} pixels: --size makes them equal")
         pixels = to_tensor(image)
         pixels = pixels if self.mean is None else pixels - self.mean
         return pixels if self.std is None else pixels / self.std
