@@ -280,7 +280,7 @@ def squared_norms(vectors):
     return torch.linalg.vector_norm(vectors, dim=-1).double().square()
 
 
-def squared_distances(rows, means, center=0.0):
+def squared_distances(rows, means, center=None):
     """Return squared Euclidean distances (n_samples, K), exact to 11 digits.
 
     Parameters
@@ -289,19 +289,19 @@ def squared_distances(rows, means, center=0.0):
         Vectors.
     means : Tensor of shape (K, D), dtype float64
         Others.
-    center : Tensor of shape (D,), default=0
-        A point near them.
+    center : Tensor of shape (D,), default=None
+        A point near them. None: 0.
     """
     if torch.compiler.is_exporting():
         # No branches on data.
         return squared_norms(rows[:, None] - means)
     if takes_plain_path(rows):
         return torch.cdist(rows, means, compute_mode="donot_use_mm_for_euclid_dist").square()
-    x, mu = rows - center, means - center
-    sizes = x.square().sum(1, keepdim=True)
+    x, mu = (rows, means) if center is None else (rows - center, means - center)
+    sizes = squared_norms(x)[:, None]
     # A tenth of the time of sums of squared differences, which are needed where this cancels. Where
     # squares overflow it is infinite or NaN.
-    distances = torch.addmm(mu.square().sum(1), x, mu.T, alpha=-2).add_(sizes)
+    distances = torch.addmm(squared_norms(mu), x, mu.T, alpha=-2).add_(sizes)
     suspects = (~(distances.amin(1, keepdim=True) > CANCELLED * sizes)).nonzero()[:, 0]
     if len(suspects):
         # |μ| is that of x where they are near.

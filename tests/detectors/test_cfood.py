@@ -77,7 +77,7 @@ def test_a_large_bank_keeps_some_distances(rows, monkeypatch, rng):
     monkeypatch.setattr(cfood, "MOST_EXACT", 100)
     some = CFOODDetector().fit(H)
     found = some.score_samples(X)
-    assert some.scorer_._sorted_distances()[0].shape == (700, 230)
+    assert some.scorer_._sorted_distances()[0].shape == (230, 700)
     assert (expected - found >= -1e-12).all() and (expected - found < 0.02).all()
     assert spearmanr(found, expected).statistic > 0.98
     assert some.offset_ == pytest.approx(exact.offset_, abs=0.02)

@@ -1,6 +1,7 @@
 """CF-OOD: the share of training rows that are nearer to a training row than a new row is."""
 
 import math
+from functools import partial
 from numbers import Real
 
 import torch
@@ -46,7 +47,10 @@ class CFOODScorer(BankScorer):
         self.center, self._distances = self.bank.double().mean(0), None
 
     def _sorted_distances(self):
-        """Return ascending squared distances of rows of the bank to others, and their shares."""
+        """Return squared distances (n_shares - 1, n) of rows of the bank to others, and shares.
+
+        Down the columns distances ascend.
+        """
         if self._distances is None or self._distances[0].device != self.bank.device:
             n, rows = len(self.bank), self.bank.double()
             if n <= MOST_EXACT:
@@ -56,44 +60,53 @@ class CFOODScorer(BankScorer):
                 shares = torch.cat([torch.linspace(*part, dtype=torch.float64) for part in GRID])
                 at = (shares * n).long()
                 shares = torch.cat([shares, shares.new_ones(1)])
-            distances = self.bank.new_empty(n, len(at))
+            distances = self.bank.new_empty(len(at), n)
             size = block_rows(3 * 8 * n, rows.device)
-            for part, block in zip(distances.split(size), rows.split(size), strict=True):
+            for part, block in zip(distances.split(size, 1), rows.split(size), strict=True):
                 # The first is the row itself.
                 ordered = squared_distances(block, rows, self.center).sort(1).values
-                part.copy_(ordered[:, at.to(ordered.device)])
+                part.copy_(ordered[:, at.to(ordered.device)].T)
             self._distances = distances, shares.to(distances.device)
         return self._distances
 
     def compare(self, inputs, k, own=None):
         """Score features; a row of the bank against the others."""
         rows = self.bank_rows(*inputs)
+        score = partial(self._score, self.bank - self.center)
         if torch.compiler.is_exporting():
-            return self._score(rows)
+            return score(rows)
         if own is None:
             own = torch.full((len(rows),), -1, device=rows.device)
-        return score_in_blocks(self._score, 4 * 8 * len(self.bank), rows, own)
+        return score_in_blocks(score, 4 * 8 * len(self.bank), rows, own)
 
-    def _score(self, rows, own=None):
-        """Score rows of a block: all in the bank, or none."""
-        far = squared_distances(rows.double(), self.bank.double(), self.center).sqrt()
+    def _score(self, bank, rows, own=None):
+        """Score rows of a block by the centred bank: all are in it, or none."""
+        far = squared_distances(rows.double() - self.center, bank).sqrt()
         # Equal rows, or equal distances, differ by rounding: they are not nearer.
         ulps = 100 * torch.finfo(self.bank.dtype).eps
         far = (far * (1 - ulps) - ulps * lengths(rows)[:, None]).clamp(min=0).square()
         distances, shares = self._sorted_distances()
-        far, n = far.to(distances.dtype).T.contiguous(), len(distances)
-        if torch.compiler.is_exporting():
-            counts = (distances[:, None] < far[:, :, None]).sum(2)
-            k = math.ceil(self.share * n)
-            return -shares[counts.topk(k, 0, largest=False).values.amax(0)]
-        counts = torch.searchsorted(distances, far)
-        in_bank = own >= 0
-        if bool(in_bank.any()):
-            counts[own, torch.arange(len(own), device=own.device)] = len(shares)
+        far, n = far.to(distances.dtype), len(bank)
+        if own is not None and bool((own >= 0).any()):
+            # The row itself counts as farthest.
+            far[torch.arange(len(own), device=own.device), own] = torch.inf
             if len(shares) == n:
                 shares = shares * n / (n - 1)
             n -= 1
-        return -shares[counts.kthvalue(math.ceil(self.share * n), 0).values]
+        k = math.ceil(self.share * n)
+        # The least number of distances that are nearer than the row, with k rows of the bank. By
+        # bisection: a quarter of the time of counting for all rows of the bank and selecting.
+        least = torch.zeros_like(far[:, 0], dtype=torch.int64)
+        most = least + len(distances)
+        for _ in range(len(distances).bit_length()):
+            middle = (least + most) // 2
+            at = middle.clamp(max=len(distances) - 1)
+            is_enough = (distances[at] >= far).sum(1) >= k
+            # The last share is beyond all distances.
+            is_enough |= middle == len(distances)
+            least = torch.where(is_enough, least, middle + 1)
+            most = torch.where(is_enough, middle, most)
+        return -shares[least]
 
 
 class CFOODDetector(KeepsBank, FeatureDetector):
