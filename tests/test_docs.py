@@ -49,12 +49,15 @@ def test_adding_a_method(tmp_path, monkeypatch, name, most_lines, most_code):
     assert statuses.count("passed") > 100 and set(statuses) == {"passed", "skipped"}
 
 
-def test_claims_that_pages_name():
+@pytest.mark.parametrize(
+    ("script", "given"), [("claims", r"(?!_)"), ("claims_on_real_data", r"\s+FOLDER")]
+)
+def test_claims_that_pages_name(script, given):
     """Each is one that the command knows, and it knows no claim that no page names."""
     pages = " ".join(page.read_text() for page in (ROOT / "README.md", *DOCS.glob("**/*.md")))
-    commands = re.findall(r"python\s+-m\s+tests\.claims([\w\s]*)`", pages)
-    script = (ROOT / "tests" / "claims.py").read_text()
-    claims = re.findall(r"\w+(?=,)", re.search(r"CLAIMS = \[(.*?)\]", script, re.DOTALL)[1])
+    commands = re.findall(rf"python\s+-m\s+tests\.{script}{given}([\w\s]*)`", pages)
+    code = (ROOT / "tests" / f"{script}.py").read_text()
+    claims = re.findall(r"\w+(?=[,\]])", re.search(r"CLAIMS = \[(.*?\])", code, re.DOTALL)[1])
     assert set(" ".join(commands).split()) == set(claims)
 
 

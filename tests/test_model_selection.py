@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from joblib import parallel_config
 from sklearn import config_context
 from sklearn.base import BaseEstimator, clone
 from sklearn.decomposition import PCA
@@ -22,7 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from skood import FeatureExtractor, GMMDetector, NNGuideDetector
+from skood import FeatureExtractor, GMMDetector, KNNDetector, NNGuideDetector
 from skood.metrics import auroc_score, get_scorer
 from skood.metrics.scorers import known_labels
 from skood.model_selection import FitOnInliers, LeaveClassesOut, OODStratifiedKFold
@@ -201,6 +202,7 @@ def test_scikit_learns_own_splitter_fails_on_strings_beside_negatives(mixed):
 @pytest.mark.filterwarnings("ignore")
 @parametrize_with_checks(
     [FitOnInliers(e) for e in (StandardScaler(), FeatureExtractor(), GMMDetector(), *DETECTORS)]
+    + [FitOnInliers(KNNDetector(k=1), trim=0.1)]
 )
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
@@ -435,3 +437,11 @@ def test_a_fixed_network_that_may_know_the_held_out_classes_is_told(iris):
         warnings.simplefilter("error")
         for estimator in (NNGuideDetector(), NNGuideDetector(LogisticRegression(max_iter=1000))):
             cross_val_score(estimator, X, y, cv=cv, scoring=get_scorer("auroc"))
+    for estimator, scoring in [*warned, (warned[2][0], None)]:
+        for n_jobs in (None, 2):
+            # With threads, as processes do not share what is shown.
+            with parallel_config("threading"), warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                GridSearchCV(estimator, [{}, {}], cv=cv, scoring=scoring, n_jobs=n_jobs).fit(X, y)
+            told = [str(w.message) for w in caught if "which fit did not see" in str(w.message)]
+            assert len(told) == 1 and "refit=KeepUnlessBetter(detector)" in told[0]

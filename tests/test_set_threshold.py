@@ -2,15 +2,20 @@
 
 import pickle
 import threading
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import make_pipeline
 from torch.utils.data import DataLoader, TensorDataset
 
 import skood
 from skood import GMMDetector, KNNDetector
+from skood.calibration import ConformalDetector
 from skood.learning import thresholds
 from skood.learning.thresholds import keep_scores, lower_quantile
 from tests.networks import Segmenter, seeded
@@ -162,3 +167,61 @@ def test_offset_and_rate_change_at_once(iris):
         assert (one.decision_function(X[:1]) == one.score_samples(X[:1]) - one.offset_).all()
     thread.join()
     assert seen <= offsets
+
+
+# Rows held out, to see whether the threshold keeps its promise
+
+
+def told(fit):
+    """Return what is said of X_val while something is fitted."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit()
+    return [str(w.message) for w in caught if "X_val" in str(w.message)]
+
+
+def test_a_network_that_has_seen_the_rows_is_told_with_the_figure_and_the_cures(rng):
+    # Training has drawn the rows of fit to their mean.
+    X, X_val, fresh = 0.8 * rng.normal(size=(400, 4)), *rng.normal(size=(2, 1000, 4))
+    detector = GMMDetector()
+    with pytest.warns(UserWarning) as caught:
+        detector.fit(X, X_val=X_val)
+    (message,) = (str(w.message) for w in caught if "X_val" in str(w.message))
+    assert caught[0].filename == __file__
+    assert detector.offset_ == GMMDetector().fit(X).offset_
+    n_called = (detector.predict(X_val) == -1).sum()
+    low, high = binomtest(n_called, 1000).proportion_ci()
+    assert n_called > 60
+    assert f"1000 rows of X_val {n_called / 1000:.1%} are called" in message
+    assert f"interval {low:.1%} to {high:.1%}), at false_alarm_rate=0.05." in message
+    # The cures, as they stand there.
+    conformal = ConformalDetector(FrozenEstimator(detector)).fit(X_val)
+    for cured in (conformal, detector.set_threshold(X_val)):
+        assert 0.03 < (cured.predict(fresh) == -1).mean() < 0.07
+
+
+def test_rows_like_those_of_fit_are_seldom_told(rng):
+    n_told = 0
+    for X in rng.normal(size=(100, 200, 3)):
+        detector = GMMDetector()
+        n_told += len(told(lambda detector=detector, X=X: detector.fit(X[:50], X_val=X[50:])))
+    # 2.5 % by the test.
+    assert n_told <= 7
+
+
+def test_kinds_of_rows_held_out(iris):
+    X, y = iris
+    far = X + 5
+    kinds = [
+        far,
+        far.tolist(),
+        torch.as_tensor(far),
+        DataLoader(TensorDataset(torch.as_tensor(far))),
+    ]
+    for X_val in kinds:
+        assert len(told(lambda X_val=X_val: GMMDetector().fit(X, y, X_val=X_val))) == 1
+    pipeline = make_pipeline(GMMDetector())
+    assert len(told(lambda: pipeline.fit(X, y, gmmdetector__X_val=far))) == 1
+    assert not told(lambda: GMMDetector().fit(X, y, X_val=X))
+    with pytest.raises(ValueError, match="3 features"):
+        GMMDetector().fit(X, y, X_val=X[:, :3])

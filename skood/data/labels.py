@@ -11,7 +11,7 @@ from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 
 from skood._compat import move_to_numpy
-from skood._warnings import ShownOnce, calling_scorer_labels, warn
+from skood._warnings import ShownOnce, caller_variables, warn
 
 # What segmentation data sets call pixels of no class.
 IGNORED = 255
@@ -188,7 +188,8 @@ def warn_of_class_scorer():
     Of two labels the higher is in-distribution to scikit-learn's "roc_auc", which is right where
     the other is negative. More labels are an error there, which does not name the remedy.
     """
-    y = calling_scorer_labels()
+    # The labels that scikit-learn's own scorer compares to what it asks for.
+    y = caller_variables("_score", "y_true").get("y_true")
     if y is None:
         return
     labels = np.unique(as_labels(y))

@@ -9,6 +9,7 @@ from skood._compat import move_to_numpy
 from skood.data.arrays import FEATURE_BATCH_BYTES
 from skood.data.streams import is_shuffled
 from skood.decisions.p_values import check_scores
+from skood.decisions.rows import n_rows, take
 from skood.estimators.base import BaseDetector
 from skood.learning.learning import threshold_rows
 from skood.metrics.scorers import score_rows
@@ -18,11 +19,11 @@ N_FOLDS = 5
 
 def cross_scores(detector, X, y, random_state):
     """Return the scores of rows, each under a clone that was fitted on other folds."""
-    scores = np.empty(len(X))
-    folds = KFold(min(N_FOLDS, len(X)), shuffle=True, random_state=random_state)
-    for rest, held in folds.split(X):
-        fitted = clone(detector).fit(X[rest], None if y is None else y[rest])
-        scores[held] = check_scores(score_rows(fitted, X[held]), calibrates=False)
+    scores = np.empty(n_rows(X))
+    folds = KFold(min(N_FOLDS, len(scores)), shuffle=True, random_state=random_state)
+    for rest, held in folds.split(scores):
+        fitted = clone(detector).fit(take(X, rest), None if y is None else y[rest])
+        scores[held] = check_scores(score_rows(fitted, take(X, held)), calibrates=False)
     return scores
 
 
@@ -34,10 +35,10 @@ def fit_detector(detector, X, y, random_state):
     return detector.fit(X, y), scores
 
 
-def on_common_rows(values, n_rows):
-    """Return values of each detector on the rows that all have: some score a sample of n_rows."""
-    common = threshold_rows(n_rows, min(map(len, values)))
-    return [v[np.searchsorted(threshold_rows(n_rows, len(v)), common)] for v in values]
+def on_common_rows(values, n_samples):
+    """Return values of each detector on the rows that all have: some score a sample of rows."""
+    common = threshold_rows(n_samples, min(map(len, values)))
+    return [v[np.searchsorted(threshold_rows(n_samples, len(v)), common)] for v in values]
 
 
 def check_order(X):

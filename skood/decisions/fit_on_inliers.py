@@ -1,20 +1,25 @@
-"""Estimators that leave OOD rows out of `fit`."""
+"""Estimators that leave OOD rows out of `fit`, those that labels tell and those that scores do."""
 
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
 from sklearn.pipeline import Pipeline
-from sklearn.utils import check_consistent_length, get_tags
+from sklearn.utils import check_consistent_length, get_tags, indexable
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from skood._compat import HasMethods, _fit_context, _safe_indexing
+from skood._compat import HasMethods, Interval, _fit_context
 from skood._typing import Inputs, Labels
+from skood.data.arrays import is_named
 from skood.data.labels import as_labels, encode_labels, warn_of_class_scorer
+from skood.decisions.ensemble_rows import fit_detector
+from skood.decisions.rows import n_rows, take
 from skood.estimators.network_estimator import OneState, consistent, drafted
-from skood.metrics.scorers import get_scorer, known_labels
+from skood.learning.learning import threshold_rows
+from skood.metrics.scorers import get_scorer, known_labels, score_rows
 
 
 def _has(*names):
@@ -35,6 +40,9 @@ class FitOnInliers(OneState, MetaEstimatorMixin, BaseEstimator):
     :class:`~sklearn.ensemble.IsolationForest` has the `score` of skood's detectors, so that a
     search can tune it. Methods are those of the wrapped estimator.
 
+    With `trim` it leaves out OOD rows that no label tells, too: a first fit scores all rows, each
+    as if it had not been learned from, and a second learns without those that score lowest.
+
     Parameters
     ----------
     estimator : estimator
@@ -44,6 +52,10 @@ class FitOnInliers(OneState, MetaEstimatorMixin, BaseEstimator):
         False: scores are higher for in-distribution rows, as all of scikit-learn's are. True: the
         detector follows PyOD, where `decision_function` is higher for outliers and `threshold_`
         divides it. Scores are then negated and `predict` gives ±1.
+    trim : float, default=None
+        The share of the rows without a negative label to leave out, below 0.5: as many as are OOD
+        all the same, the contamination of the data. None: no row. Skood's detectors are fitted
+        twice; of others folds score each other, which takes seven fits.
 
     Attributes
     ----------
@@ -57,10 +69,21 @@ class FitOnInliers(OneState, MetaEstimatorMixin, BaseEstimator):
         Where the estimator has it: the number of features.
     feature_names_in_ : ndarray of shape (n_features,)
         Where the estimator has it: the names of the features.
+    support_ : ndarray of shape (n_samples,), dtype bool
+        With `trim`: the rows that were learned from.
 
     See Also
     --------
     skood.metrics.get_scorer : Other metrics for a search.
+
+    Notes
+    -----
+    What `trim` finds are rows that score low although others like them were learned from: few and
+    far ones rather than many near ones. In place of those that it misses it leaves out
+    in-distribution rows, and so it does where fewer are OOD than it says. The threshold is set
+    without them, and false alarms rise above `false_alarm_rate`, by up to `trim`. Rows that are
+    known to be clean mend that: ``estimator_.set_threshold(X_clean)``. In scikit-learn
+    ``contamination`` is another thing: the share of training rows that ``predict`` calls outliers.
 
     Examples
     --------
@@ -74,13 +97,34 @@ class FitOnInliers(OneState, MetaEstimatorMixin, BaseEstimator):
     >>> search = GridSearchCV(detector, grid, cv=LeaveClassesOut(3, random_state=0)).fit(X, y)
     >>> search.score_samples(X).shape
     (150,)
+
+    Ten rows of noise among those of the classes:
+
+    >>> import numpy as np
+    >>> from skood import GMMDetector
+    >>> noise = np.random.default_rng(0).uniform(0, 8, (10, 4))
+    >>> X_all, y_all = np.vstack([X, noise]), np.r_[y, np.arange(10) % 3]
+    >>> robust = FitOnInliers(GMMDetector(), trim=0.06).fit(X_all, y_all)
+    >>> int(robust.support_[-10:].sum())            # of the noise one row is learned from
+    1
     """
 
-    _parameter_constraints = {"estimator": [HasMethods("fit")], "higher_is_outlier": ["boolean"]}
+    _parameter_constraints = {
+        "estimator": [HasMethods("fit")],
+        "higher_is_outlier": ["boolean"],
+        "trim": [Interval(Real, 0, 0.5, closed="neither"), None],
+    }
 
-    def __init__(self, estimator: Any, *, higher_is_outlier: bool = False) -> None:
+    def __init__(
+        self,
+        estimator: Any,
+        *,
+        higher_is_outlier: bool = False,
+        trim: float | None = None,
+    ) -> None:
         self.estimator = estimator
         self.higher_is_outlier = higher_is_outlier
+        self.trim = trim
 
     @drafted
     @_fit_context(prefer_skip_nested_validation=False)
@@ -99,17 +143,25 @@ class FitOnInliers(OneState, MetaEstimatorMixin, BaseEstimator):
         self : object
             The fitted estimator.
         """
-        classes = None
+        classes = labels = support = None
         if y is not None:
             check_consistent_length(X, y)
             n_samples = len(as_labels(y))
             rows, classes, codes = encode_labels(y, n_samples)
-            y = classes[codes]
-            if len(rows) < n_samples:
-                X = _safe_indexing(X, rows)
+            labels = classes[codes]
+            X = take(X, rows)
+        if self.trim is not None:
+            X = X if is_named(X) else indexable(X)[0]
+            kept = self._inliers(X, labels)
+            support = np.zeros(n_rows(X) if y is None else n_samples, dtype=bool)
+            support[kept if y is None else rows[kept]] = True
+            X = take(X, kept)
+            if labels is not None:
+                labels = labels[kept]
+                classes = np.unique(labels)
         # PyOD warns of labels.
-        estimator = clone(self.estimator).fit(X, None if self.higher_is_outlier else y)
-        fitted = {"estimator_": estimator, "known_classes_": classes}
+        estimator = clone(self.estimator).fit(X, None if self.higher_is_outlier else labels)
+        fitted = {"estimator_": estimator, "known_classes_": classes, "support_": support}
         for name in ("n_features_in_", "feature_names_in_", "offset_"):
             fitted[name] = getattr(estimator, name, None)
         last = estimator[-1] if isinstance(estimator, Pipeline) else estimator
@@ -125,6 +177,18 @@ class FitOnInliers(OneState, MetaEstimatorMixin, BaseEstimator):
             if value is not None:
                 setattr(self, name, value)
         return self
+
+    def _inliers(self, X, y):
+        """Return the rows without the share that scores lowest, ascending."""
+        y = None if self.higher_is_outlier else y
+        detector, left_out = fit_detector(clone(self.estimator), X, y, random_state=0)
+        scores = left_out
+        if len(left_out) < n_rows(X):
+            # Of many rows a sample is scored as not learned from, which of so many matters little.
+            scores = np.array(score_rows(detector, X))
+            scores[threshold_rows(len(scores), len(left_out))] = left_out
+        order = np.argsort(-scores if self.higher_is_outlier else scores, kind="stable")
+        return np.sort(order[round(self.trim * len(order)) :])
 
     @available_if(_has("transform"))
     def fit_transform(self, X: Inputs, y: Labels | None = None) -> Any:

@@ -128,7 +128,7 @@ class BaseDetector(
         """Return what draws."""
         return check_random_state(getattr(self, "random_state", None))
 
-    def fit(self, X: Inputs, y: Labels | None = None) -> Self:
+    def fit(self, X: Inputs, y: Labels | None = None, *, X_val: Inputs | None = None) -> Self:
         """Learn from the in-distribution rows and set the threshold.
 
         Parameters
@@ -144,6 +144,10 @@ class BaseDetector(
             the size of the maps, a whole multiple of it, or that of X; those that are negative
             or 255 are neither learned from nor count for the threshold. Given beside a
             ``Dataset`` or ``DataLoader``, used in place of its own labels.
+        X_val : array-like of shape (n_held_out, ...), default=None
+            In-distribution rows that neither X nor the training of the network holds, to see
+            whether the threshold keeps its promise on them. Nothing is learned from them:
+            ``set_threshold(X_val)`` moves the threshold by them.
 
         Returns
         -------
@@ -160,6 +164,8 @@ class BaseDetector(
         Warns
         -----
         UserWarning
+            If more of `X_val` than `false_alarm_rate` is called out-of-distribution, more than
+            the draw of the rows explains, as where the network has seen the rows of X.
             If the largest logits agree with y less often than chance and one half: see
             ``accuracy_``. If the network returns one number a row and there is no y: it is taken
             for the logit :math:`l` of two classes, which stands for :math:`(-l/2, l/2)`, as it is
@@ -175,8 +181,10 @@ class BaseDetector(
             distributed = load_distributed()
             self._validate_params()
             distributed.fit(self, X, y)
-            return self
-        self._fit(X, y)
+        else:
+            self._fit(X, y)
+        if X_val is not None:
+            self._check_false_alarms(X_val)
         return self
 
     def fit_predict(self, X: Inputs, y: Labels | None = None) -> np.ndarray:

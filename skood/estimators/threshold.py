@@ -4,9 +4,11 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from scipy.stats import betabinom, binomtest
 from sklearn.utils.validation import check_is_fitted
 
 from skood._typing import Inputs, Labels
+from skood._warnings import warn
 from skood.data.labels import is_ood
 from skood.data.lazy import is_dask, load_distributed
 from skood.data.streams import is_stream
@@ -153,3 +155,20 @@ class MovesThreshold(ThresholdAttributes, NetworkEstimator):
                 "negative or of classes that fit did not see."
             )
         return scores.ravel()
+
+    def _check_false_alarms(self, X):
+        """Warn if rows that were not learned from are called out-of-distribution too often."""
+        scores, rate = self._scores_inside(X, None), self.false_alarm_rate
+        n_rows, n_called = len(scores), int((scores.astype(np.float64) < self.offset_).sum())
+        # Of as many rows like those of fit; the threshold is as uncertain as its own rows are few.
+        n_learned = self._kept_scores["ranks"][-1] + 1
+        as_learned = betabinom(n_rows, rate * (n_learned + 1), (1 - rate) * (n_learned + 1))
+        if as_learned.sf(n_called - 1) < 0.025:
+            low, high = binomtest(n_called, n_rows).proportion_ci()
+            warn(
+                f"Of the {n_rows} rows of X_val {n_called / n_rows:.1%} are called "
+                f"out-of-distribution (95 % interval {low:.1%} to {high:.1%}), at "
+                f"false_alarm_rate={rate}.\nHas the network seen the rows of fit? "
+                "set_threshold(X_val) moves the threshold;\n"
+                "ConformalDetector(FrozenEstimator(detector)).fit(X_val) gives p-values that hold."
+            )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from torch import nn
 
-from skood._warnings import warn
+from skood._warnings import caller_variables, warn
 from skood.data.labels import is_negative, is_ood
 from skood.metrics.ranking import (
     aupr_in_score,
@@ -64,6 +64,8 @@ SCORERS = {
 def warn_of_unseen(estimator, y, ood):
     """Warn when a network that may know a class has its rows counted as OOD.
 
+    A search warns once, by its first candidate and split, of any network in what it searches.
+
     Parameters
     ----------
     estimator : estimator
@@ -73,17 +75,24 @@ def warn_of_unseen(estimator, y, ood):
     ood : ndarray of shape (n_samples,), dtype bool
         The rows that are counted.
     """
+    search = caller_variables("_fit_and_score", "candidate_progress")
+    if search.get("candidate_progress"):
+        if search["candidate_progress"][0] or search["split_progress"][0]:
+            return
+        estimator = search["estimator"]
     unseen = ood & ~is_negative(y)
     if unseen.any() and any(
         name.split("__")[-1] == "model" and isinstance(value, nn.Module)
         for name, value in getattr(estimator, "get_params", dict)().items()
     ):
         labels = sorted({str(label) for label in np.asarray(y, dtype=object)[unseen]})
+        keep = " Or keep the parameters when in doubt: refit=KeepUnlessBetter(detector)."
         warn(
             f"{unseen.sum()} rows of the classes {', '.join(labels)}, which fit did not see, "
             "are counted as out-of-distribution. The network given as `model` may know these "
             "classes; if it does, the score misleads: fit with rows of them too, or let fit train "
             "the network (a skorch net)."
+            f"{keep if search else ''}"
         )
 
 
