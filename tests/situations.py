@@ -35,6 +35,7 @@ DETECTORS = [
     CosineDetector(),
     EnergyDetector(),
     GMMDetector(),
+    GMMDetector(normalize=True),
     KNNDetector(),
     KNNDetector(k=1),
     KNNDetector(k=1, normalize=False),

@@ -188,7 +188,7 @@ CADREF = Choice(
 CLASSES = Choice(
     "GMMDetector",
     "a Gaussian of its own for each class",
-    "what enters the last layer of a network, where distances at length 1 did better",
+    "what enters the last layer of a network, unless normalize=True scales it to length 1",
 )
 RESIDUAL = Choice(
     "ResidualDetector",

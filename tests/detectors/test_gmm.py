@@ -11,6 +11,7 @@ from sklearn import config_context
 from sklearn.covariance import EmpiricalCovariance
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.mixture import GaussianMixture
+from sklearn.preprocessing import Normalizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from skood import GMMDetector
@@ -39,7 +40,7 @@ METHOD = Method(
     },
     in_networks={
         "default": GMMDetector(reg_covar=0.1),
-        "conv1": GMMDetector(layer="conv1", reg_covar=0.1),
+        "conv1": GMMDetector(layer="conv1", reg_covar=0.1, normalize=True),
     },
 )
 
@@ -462,3 +463,21 @@ def test_gmm_with_the_automatic_ridge_does_not_depend_on_scale(seed, factor):
     np.testing.assert_allclose(
         second.score_samples(factor * X) + shift, first.score_samples(X), rtol=1e-7, atol=1e-7
     )
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "tied", "diag", "spherical"])
+def test_unit_rows_are_those_of_scikit_learn(covariance_type, iris):
+    """Scores, thresholds and what rows are made of, and a power between; the length is lost."""
+    X, y = iris
+    unit = Normalizer().transform(X)
+    scaled = GMMDetector(covariance_type=covariance_type, normalize=True).fit(X, y)
+    plain = GMMDetector(covariance_type=covariance_type).fit(unit, y)
+    np.testing.assert_allclose(scaled.score_samples(X), plain.score_samples(unit), rtol=1e-9)
+    np.testing.assert_allclose(scaled.score_samples(3 * X), scaled.score_samples(X), rtol=1e-9)
+    assert scaled.offset_ == pytest.approx(plain.offset_, rel=1e-9)
+    parts = [detector.explain(rows) for detector, rows in ((scaled, X), (plain, unit))]
+    np.testing.assert_allclose(parts[0].contributions, parts[1].contributions, atol=1e-8)
+    half = GMMDetector(covariance_type=covariance_type, normalize=0.5).fit(X, y)
+    rooted = X / np.sqrt(np.linalg.norm(X, axis=1, keepdims=True))
+    plain.fit(rooted, y)
+    np.testing.assert_allclose(half.score_samples(X), plain.score_samples(rooted), rtol=1e-9)
