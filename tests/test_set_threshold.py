@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import skood
 from skood import GMMDetector, KNNDetector
 from skood.calibration import ConformalDetector
+from skood.ensemble import EnsembleDetector
 from skood.learning import thresholds
 from skood.learning.thresholds import keep_scores, lower_quantile
 from tests.networks import Segmenter, seeded
@@ -225,3 +226,66 @@ def test_kinds_of_rows_held_out(iris):
     assert not told(lambda: GMMDetector().fit(X, y, X_val=X))
     with pytest.raises(ValueError, match="3 features"):
         GMMDetector().fit(X, y, X_val=X[:, :3])
+
+
+def an_ensemble(**params):
+    return EnsembleDetector([("gmm", GMMDetector()), ("knn", KNNDetector(k=3))], **params)
+
+
+def test_ensembles(iris):
+    X, y = iris
+    ensemble = an_ensemble().fit(X, y)
+    scores = ensemble.score_samples(X)
+    for rate in (0.3, 0.02, 0.05):
+        assert ensemble.set_threshold(false_alarm_rate=rate) is ensemble
+        assert ensemble.offset_ == an_ensemble(false_alarm_rate=rate).fit(X, y).offset_
+        assert ensemble.false_alarm_rate == rate
+    np.testing.assert_array_equal(ensemble.score_samples(X), scores)
+    ensemble.set_threshold(X, np.where(np.arange(150) < 100, y, -1), false_alarm_rate=0.2)
+    assert ensemble.offset_ == pytest.approx(lower_quantile(scores[:100], 0.2))
+    with pytest.raises(ValueError, match="in the range"):
+        ensemble.set_threshold(false_alarm_rate=0.7)
+    with pytest.raises(ValueError, match="X has 150 rows and y 2 labels"):
+        ensemble.set_threshold(X, [0, 1])
+    with pytest.raises(ValueError, match="no in-distribution row"):
+        ensemble.set_threshold(X, np.full(150, -1))
+    del ensemble._kept_scores
+    with pytest.raises(ValueError, match="kept no scores"):
+        ensemble.set_threshold(false_alarm_rate=0.1)
+    assert ensemble.false_alarm_rate == 0.2
+
+
+@pytest.mark.parametrize("by_class", [False, True])
+@pytest.mark.filterwarnings("ignore:There are")
+def test_conformal_detectors(by_class, iris):
+    X, y = iris
+    how = {"class_conditional": by_class, "random_state": 0, "calibration_size": 0.5}
+    detector = ConformalDetector(GMMDetector(), **how).fit(X[::2], y[::2])
+    other = ConformalDetector(GMMDetector(), alpha=0.2, **how).fit(X[::2], y[::2])
+    p_values = detector.p_values(X)
+    assert detector.set_threshold(false_alarm_rate=0.2).alpha == 0.2
+    np.testing.assert_array_equal(detector.decision_function(X), other.decision_function(X))
+    np.testing.assert_array_equal(detector.p_values(X), p_values)
+    labels = np.where(np.arange(75) < 60, y[1::2], -1)
+    scores = detector.detectors_[0].score_samples(X)
+    calibration = scores[1::2][:60]
+    detector.set_threshold(X[1::2], labels)
+    largest = np.zeros(150)
+    for label in (0, 1, 2) if by_class else (None,):
+        of_class = calibration if label is None else calibration[labels[:60] == label]
+        below = (of_class <= scores[:, None]).sum(1)
+        largest = np.maximum(largest, (1 + below) / (1 + len(of_class)))
+    np.testing.assert_allclose(detector.p_values(X), largest)
+    assert detector.n_calibration_ == 60
+    with pytest.raises(ValueError, match="alpha"):
+        detector.set_threshold(false_alarm_rate=1.0)
+    with pytest.warns(UserWarning, match="too few for alpha=0.001"):
+        detector.set_threshold(false_alarm_rate=0.001)
+
+
+def test_conformal_detectors_of_folds(iris):
+    detector = ConformalDetector(GMMDetector(), "cross").fit(*iris)
+    with pytest.raises(ValueError, match="several folds"):
+        detector.set_threshold(*iris, false_alarm_rate=0.1)
+    assert detector.alpha == 0.05
+    assert detector.set_threshold(false_alarm_rate=0.1).offset_ == pytest.approx(0.1)

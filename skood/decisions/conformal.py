@@ -1,6 +1,5 @@
 """Thresholds that hold on fresh rows: conformal p-values around any outlier detector."""
 
-import math
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -15,14 +14,15 @@ from skood._compat import HasMethods, Interval, StrOptions, _fit_context, move_t
 from skood._typing import Inputs, Labels, RandomState
 from skood.data.labels import as_labels, is_ood, warn_of_class_scorer
 from skood.decisions.calibrating import Calibrates
-from skood.decisions.p_values import ROUNDING, conformal_p_values
+from skood.decisions.moving import MovesLevel
+from skood.decisions.p_values import conformal_p_values
 from skood.decisions.rows import in_distribution
 from skood.estimators.network_estimator import OneState, consistent, drafted
 from skood.learning.learning import threshold_rows
 from skood.metrics.scorers import get_scorer, known_labels
 
 
-class ConformalDetector(Calibrates, OneState, OutlierMixin, BaseEstimator):
+class ConformalDetector(Calibrates, MovesLevel, OneState, OutlierMixin, BaseEstimator):
     r"""Conformal p-values of any outlier detector, and a threshold that keeps its promise.
 
     The p-value of a row is about the share of in-distribution rows that look as unusual. With the
@@ -237,8 +237,7 @@ class ConformalDetector(Calibrates, OneState, OutlierMixin, BaseEstimator):
                     )
                 scores.append(held if y_held is None else held[~is_ood(y_held)])
                 groups.append(self._group(X_held, y_held, len(scores[-1])))
-        n_calibration = sum(map(len, scores))
-        if n_calibration == 0:
+        if not sum(map(len, scores)):
             raise ValueError("X_cal holds no in-distribution row: all of y_cal is negative.")
         names, known = np.unique(np.concatenate(groups)), known_labels(detectors[0])
         known = None if known is None else move_to_numpy(known)
@@ -250,15 +249,8 @@ class ConformalDetector(Calibrates, OneState, OutlierMixin, BaseEstimator):
         self.__dict__.pop("known_classes_", None)
         if known is not None:
             self.known_classes_ = known
-        self._calibration = [
-            (name, [np.sort(s[g == name]) for s, g in zip(scores, groups, strict=True)])
-            for name in names
-        ]
         self.detectors_ = detectors
-        self.n_calibration_ = n_calibration
-        threshold = self.alpha * (1 + ROUNDING)
-        self.offset_ = math.log(threshold) if self.tail == "exponential" else threshold
-        self._warn_of_few()
+        self._calibrate(scores, groups, names)
         return self
 
     def _p_values(self, X, log):

@@ -16,7 +16,8 @@ from skood.data.labels import warn_of_class_scorer
 from skood.data.store import TensorStore
 from skood.decisions.combination import COMBINATIONS, log_p_values, own_log_p_values
 from skood.decisions.ensemble_rows import check_order, feature_blocks, fit_detector, on_common_rows
-from skood.decisions.p_values import ROUNDING, check_scores
+from skood.decisions.moving import MovesEnsembleThreshold
+from skood.decisions.p_values import check_scores
 from skood.estimators.base import BaseDetector
 from skood.estimators.features import FeatureExtractor, attach
 from skood.estimators.network_estimator import (
@@ -27,12 +28,17 @@ from skood.estimators.network_estimator import (
     drafted,
 )
 from skood.estimators.printing import PrintsNetworks, for_printer
-from skood.learning.thresholds import lower_quantile
 from skood.metrics.scorers import get_scorer, score_rows
 
 
 class EnsembleDetector(
-    OneState, ModuleSharing, MetaEstimatorMixin, OutlierMixin, PrintsNetworks, _BaseComposition
+    MovesEnsembleThreshold,
+    OneState,
+    ModuleSharing,
+    MetaEstimatorMixin,
+    OutlierMixin,
+    PrintsNetworks,
+    _BaseComposition,
 ):
     r"""Several detectors as one: their p-values, combined.
 
@@ -258,7 +264,6 @@ class EnsembleDetector(
             [own_log_p_values(s) for s in calibrated], max(len(source), *map(len, scores))
         )
         combined = COMBINATIONS[self.method](np.column_stack(log_p))
-        quantile = lower_quantile(combined, self.false_alarm_rate)
         classes = source.classes if any(on_features) else detectors[0]._known_labels()
         self.__dict__.pop("known_classes_", None)
         if classes is not None:
@@ -267,7 +272,7 @@ class EnsembleDetector(
         self.detectors_ = list(detectors)
         self.named_detectors_ = Bunch(**dict(zip(named, detectors, strict=True)))
         self._calibration = [np.sort(s) for s in calibrated]
-        self.offset_ = quantile - ROUNDING * max(1, abs(quantile))
+        self._cut(combined)
         return self
 
     @staticmethod
