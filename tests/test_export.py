@@ -10,6 +10,7 @@ import torch
 from numpy.testing import assert_allclose
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
+from sklearn.svm import OneClassSVM
 from torch import nn
 
 import skood
@@ -22,6 +23,7 @@ from skood import (
     MCDropoutDetector,
     NACDetector,
     NNGuideDetector,
+    RankFeatDetector,
 )
 from skood.network import NetworkEnsemble
 from tests.networks import SmallCNN, WithDropout, seeded
@@ -51,12 +53,13 @@ def check(detector, path, format, X):
     """Export by a few rows, and compare on more and on one."""
     skood.export(detector, path, X[:2], format=format)
     run = run_graph(path, format)
+    size = np.abs(detector.score_samples(X)).max()
     for rows in (X, X[:1]):
         before = rows.copy()
         score, decision = run(rows)
         expected = detector.score_samples(rows)
         assert score.dtype == decision.dtype == expected.dtype
-        assert_allclose(score, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+        assert_allclose(score, expected, rtol=1e-5, atol=1e-5 * size)
         assert_allclose(decision, score - detector.offset_, rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(rows, before)
 
@@ -117,6 +120,10 @@ def test_in_networks(detector, format, images, path, rng):
     onnx_only_where_installed(format)
     X, y = images
     detector = clone(detector).set_params(model=seeded(SmallCNN)).fit(X, y)
+    if format == "onnx" and isinstance(detector, RankFeatDetector):
+        with pytest.raises(ValueError, match='no operator for .*eigh.\nformat="torch" writes it'):
+            skood.export(detector, path, X[:2], format=format)
+        return
     check(detector, path, format, rng.normal(size=(17, 1, 8, 8)).astype(np.float32))
 
 
@@ -194,7 +201,7 @@ def test_maps_of_scores(path, rng):
 
 
 def test_what_is_no_detector(iris, path):
-    for estimator in (FeatureExtractor(), make_pipeline(GMMDetector())):
+    for estimator in (FeatureExtractor(), make_pipeline(OneClassSVM())):
         with pytest.raises(TypeError, match="cannot be exported"):
             skood.export(estimator.fit(*iris), path, iris[0])
     detector = NACDetector().fit(*iris)

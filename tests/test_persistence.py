@@ -17,18 +17,22 @@ import torch
 from numpy.testing import assert_array_equal
 from safetensors import safe_open
 from safetensors.torch import save_file
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.datasets import load_iris
+from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 from torch import nn
 
 import skood
 from skood import ASHDetector, FeatureExtractor, GMMDetector, GradNormDetector, NNGuideDetector
 from skood.calibration import ConformalDetector
-from skood.files import persistence as files
+from skood.ensemble import EnsembleDetector
+from skood.files import storage
 from tests.networks import MLP, SmallCNN, seeded
 from tests.registry import DEFAULTS, EXTRACTORS, IN_NETWORKS, KINDS, SETTINGS, each, name_of
 from tests.shipping import FILES, kill_while_saving, load_damaged, load_while_saving, outputs
@@ -251,6 +255,19 @@ def test_a_network_that_was_trained_further_still_warns(images, path):
         twin.score_samples(X)
 
 
+class WithOwn(OutlierMixin, BaseEstimator):
+    """A detector of someone else."""
+
+    def fit(self, X, y=None):
+        """Learn nothing."""
+        self.fitted_ = True
+        return self
+
+    def score_samples(self, X):
+        """Score by the first feature."""
+        return X[:, 0]
+
+
 @pytest.mark.parametrize(
     ("detector", "message"),
     [
@@ -259,8 +276,14 @@ def test_a_network_that_was_trained_further_still_warns(images, path):
         (ASHDetector(random_state=np.random.RandomState(0)), "random_state of ASHDetector"),
         (NNGuideDetector(index="Flat"), "index='Flat' cannot be saved"),
         (FeatureExtractor(memory="folder"), "memory='folder' cannot be saved"),
-        (ConformalDetector(GMMDetector()), "ConformalDetector cannot be saved"),
-        (make_pipeline(GMMDetector()), "Pipeline cannot be saved"),
+        (Pipeline([("gmm", GMMDetector())], memory="folder"), "Pipeline with memory cannot"),
+        (GridSearchCV(GMMDetector(), {}, cv=2), "GMMDetector, which(.|\n)*best_estimator_"),
+        (
+            ConformalDetector(IsolationForest(n_estimators=3)),
+            r"not trust sklearn\.tree\._tree\.Tree",
+        ),
+        (make_pipeline(FunctionTransformer(plain), GMMDetector()), "trust tests.*plain"),
+        (EnsembleDetector([("a", WithOwn())]), "WithOwn cannot be saved"),
         (type("GMMDetector", (GMMDetector,), {})(), "GMMDetector cannot be saved"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
@@ -326,7 +349,7 @@ def forge(path, change, **more):
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     text = change(meta, tensors)
     text = json.dumps(meta) if text is None else text
-    checksum = files._hash(text.encode(), tensors)
+    checksum = storage.hash_of(text.encode(), tensors)
     save_file(tensors, path, {"skood": text, "checksum": checksum, **more})
 
 
@@ -495,7 +518,7 @@ def test_a_full_disk(iris, path, monkeypatch):
     def fail(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    for owner, name in ((os, "fsync"), (files.import_safetensors("torch"), "save_file")):
+    for owner, name in ((os, "fsync"), (storage.import_safetensors("torch"), "save_file")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, fail)
             with pytest.raises(OSError, match="No space left"):

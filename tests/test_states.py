@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import skood
 from skood import GMMDetector, NNGuideDetector
 from skood.base import BaseDetector
-from skood.files import persistence
+from skood.files import values
 from skood.learning.keys import entry_keys, row_keys
 from skood.learning.learning import LearnedModule, LearningScorer
 from skood.learning.moments import ClassMoments, FoldMoments
@@ -514,7 +514,7 @@ def test_buffers_of_parts_are_kept(pieces, tmp_path, monkeypatch):
     assert sorted(saved) == sorted(["least", "scale.scale", *parts])
     copies = [copy.deepcopy(detector), pickle.loads(pickle.dumps(detector))]
     if pytest.importorskip("safetensors"):
-        monkeypatch.setitem(persistence.CLASSES, "FoldDetector", FoldDetector)
+        monkeypatch.setitem(values.CLASSES, "FoldDetector", FoldDetector)
         skood.save(detector, tmp_path / "one", include_model=False)
         copies.append(skood.load(tmp_path / "one", model=detector.model))
     for twin in copies:

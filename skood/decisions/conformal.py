@@ -17,12 +17,12 @@ from skood.decisions.calibrating import Calibrates
 from skood.decisions.moving import MovesLevel
 from skood.decisions.p_values import conformal_p_values
 from skood.decisions.rows import in_distribution
-from skood.estimators.network_estimator import OneState, consistent, drafted
+from skood.estimators.network_estimator import consistent, drafted
 from skood.learning.learning import threshold_rows
 from skood.metrics.scorers import get_scorer, known_labels
 
 
-class ConformalDetector(Calibrates, MovesLevel, OneState, OutlierMixin, BaseEstimator):
+class ConformalDetector(Calibrates, MovesLevel, OutlierMixin, BaseEstimator):
     r"""Conformal p-values of any outlier detector, and a threshold that keeps its promise.
 
     The p-value of a row is about the share of in-distribution rows that look as unusual. With the

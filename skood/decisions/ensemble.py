@@ -22,7 +22,6 @@ from skood.estimators.base import BaseDetector
 from skood.estimators.features import FeatureExtractor, attach
 from skood.estimators.network_estimator import (
     ModuleSharing,
-    OneState,
     computing,
     consistent,
     drafted,
@@ -33,7 +32,6 @@ from skood.metrics.scorers import get_scorer, score_rows
 
 class EnsembleDetector(
     MovesEnsembleThreshold,
-    OneState,
     ModuleSharing,
     MetaEstimatorMixin,
     OutlierMixin,

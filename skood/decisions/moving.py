@@ -9,6 +9,7 @@ from sklearn.utils.validation import check_is_fitted
 from skood._typing import Inputs, Labels
 from skood.data.labels import as_labels, is_ood
 from skood.decisions.p_values import ROUNDING
+from skood.estimators.network_estimator import OneState
 from skood.learning.thresholds import keep_scores, lower_quantile
 from skood.metrics.scorers import known_labels
 
@@ -26,7 +27,7 @@ def inside_rows(estimator, n_rows, y):
     return ~ood
 
 
-class MovesEnsembleThreshold:
+class MovesEnsembleThreshold(OneState):
     """The part of an ensemble that says which combined scores are low."""
 
     offset_: float
@@ -98,7 +99,7 @@ class MovesEnsembleThreshold:
         return self
 
 
-class MovesLevel:
+class MovesLevel(OneState):
     """The part of a conformal detector that says which p-values are low."""
 
     offset_: float

@@ -14,11 +14,19 @@ ROUNDING = 1e-9
 LARGEST = 1e300
 
 
+def tail_scale(calibration):
+    """Return the mean excess of the lowest tenth of the calibration scores, ascending, or of ten.
+
+    The log-likelihood of Gaussian features has about an exponential tail of this scale.
+    """
+    k = min(len(calibration) - 1, max(10, len(calibration) // 10))
+    scale = (calibration[k] - calibration[:k]).sum() / max(k, 1)
+    # Calibration scores that are all equal have no scale.
+    return max(scale, np.spacing(np.abs(calibration[0])))
+
+
 def log_tail(calibration, scores):
     """Return the logarithm of an exponential tail below the smallest calibration score.
-
-    Its scale is the mean excess of the lowest tenth of the calibration scores, or of ten: the
-    log-likelihood of Gaussian features has about such a tail.
 
     Parameters
     ----------
@@ -32,12 +40,8 @@ def log_tail(calibration, scores):
     tail : ndarray of shape (n_samples,)
         0 at the smallest calibration score, and falling in proportion to the distance from it.
     """
-    k = min(len(calibration) - 1, max(10, len(calibration) // 10))
-    scale = (calibration[k] - calibration[:k]).sum() / max(k, 1)
-    # Calibration scores that are all equal have no scale.
-    scale = max(scale, np.spacing(np.abs(calibration[0])))
     with np.errstate(over="ignore"):
-        return np.maximum((scores - calibration[0]) / scale, -LARGEST)
+        return np.maximum((scores - calibration[0]) / tail_scale(calibration), -LARGEST)
 
 
 def conformal_p_values(calibration, scores, *, tail="none", log=False):

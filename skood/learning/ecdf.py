@@ -6,6 +6,31 @@ from skood.learning.learning import LearnedModule
 from skood.learning.reservoir import Reservoir
 
 
+def count_at_most(ascending, values):
+    """Return how many of some numbers are no larger than each of others.
+
+    Parameters
+    ----------
+    ascending : Tensor of shape (..., n)
+    values : Tensor of shape (..., m)
+
+    Returns
+    -------
+    counts : Tensor of shape (..., m), dtype int64
+    """
+    if not torch.compiler.is_exporting():
+        return torch.searchsorted(ascending, values.contiguous(), right=True)
+    # ONNX has no such operator. This halves the interval too, all values at a time.
+    n = ascending.shape[-1]
+    counts, step = torch.zeros_like(values, dtype=torch.int64), 1 << (n.bit_length() - 1)
+    while step:
+        further = counts + step
+        last = ascending.gather(-1, (further - 1).clamp(max=n - 1))
+        counts = torch.where((further <= n) & (last <= values), further, counts)
+        step //= 2
+    return counts
+
+
 class EmpiricalDistribution(LearnedModule):
     """Numbers → the share of those of training rows that are no larger.
 
@@ -40,9 +65,7 @@ class EmpiricalDistribution(LearnedModule):
         """Return how many of the training rows' are no larger."""
         # Those of equal rows in other batches are equal up to rounding.
         values = values + rounding * values.abs()
-        if torch.compiler.is_exporting():
-            return (self.values <= values[:, None]).sum(1).double()
-        return torch.searchsorted(self.values, values, right=True).double()
+        return count_at_most(self.values, values).double()
 
     def forward(self, values, rounding):
         """Return shares of numbers (n_samples,), of which the relative error is `rounding`."""

@@ -15,6 +15,7 @@ from skood.estimators.base import BaseDetector
 from skood.estimators.kinds import FeatureDetector, ReadsStages, per_layer
 from skood.estimators.parameters import param
 from skood.functional import clip_to, pool, radial
+from skood.learning.ecdf import count_at_most
 from skood.learning.learning import LearningScorer
 from skood.learning.states import StateList
 from skood.learning.thresholds import N_ULPS, epsilon
@@ -49,7 +50,7 @@ def log_p_values(scores, calibration):
         Ascending.
     """
     n = calibration.shape[1]
-    counts = torch.searchsorted(calibration, scores.T.contiguous(), right=True).T
+    counts = count_at_most(calibration, scores.T).T
     k = min(n - 1, max(10, n // 10))
     lowest = calibration[:, 0]
     scale = (calibration[:, k : k + 1] - calibration[:, :k]).sum(1) / max(k, 1)
