@@ -14,7 +14,7 @@ from skood.commands.arguments import Failure, Parser, named, output
 from skood.commands.arrays import read_labels
 from skood.commands.images import Counted, ImageRows, add_image_options, read_network
 from skood.commands.rows import CHUNK_BYTES, KINDS, open_rows, telling
-from skood.files.persistence import import_safetensors
+from skood.files.storage import import_safetensors
 
 EXAMPLES = """\
 examples:

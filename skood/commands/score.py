@@ -14,7 +14,7 @@ import skood
 from skood.commands.arguments import Failure, output
 from skood.commands.images import add_image_options, read_network
 from skood.commands.rows import CHUNK_BYTES, KINDS, open_rows, telling
-from skood.files.persistence import replacing
+from skood.files.storage import replacing
 
 EXAMPLES = """\
 examples:

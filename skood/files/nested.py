@@ -172,8 +172,8 @@ def give_open_set(content):
 
 def take_inliers(estimator):
     """Return the estimator inside of FitOnInliers."""
-    fitted = plain(estimator, "offset_", "known_classes_", *ROWS)
-    params = {"higher_is_outlier": estimator.higher_is_outlier}
+    fitted = plain(estimator, "offset_", "known_classes_", "support_", *ROWS)
+    params = plain(estimator, "higher_is_outlier", "trim")
     return Content(params, fitted, {}, [estimator.estimator_])
 
 
@@ -198,7 +198,8 @@ NESTED = {
 }
 # What files may set.
 FITTED = {
-    *("offset_", "n_calibration_", "known_classes_", "classes_", "groups", "on_features"),
+    *("offset_", "n_calibration_", "known_classes_", "support_", "classes_", "groups"),
+    "on_features",
     *ROWS,
 }
 

@@ -4,8 +4,6 @@ import os
 from typing import Any
 
 from skood._typing import Model
-from skood.estimators.base import BaseDetector
-from skood.estimators.features import FeatureExtractor
 from skood.estimators.network_estimator import computing
 from skood.files.nested import describe, restore
 from skood.files.networks import join_networks, separate_networks, with_weights
@@ -15,17 +13,20 @@ __all__ = ["load", "save"]
 
 
 def save(
-    detector: BaseDetector | FeatureExtractor,
+    detector: Any,
     path: str | os.PathLike[str],
     *,
     include_model: bool = False,
 ) -> None:
-    """Save a fitted detector to a file that holds numbers and text alone.
+    """Save a fitted detector to a file from which nothing is run when it is loaded.
 
     Parameters
     ----------
-    detector : detector or FeatureExtractor
-        Fitted. What is saved is what ``fit`` made of it, with the parameters of ``fit``.
+    detector : detector, FeatureExtractor, or estimator around these
+        Fitted: one of skood's, a `ConformalDetector`, `EnsembleDetector`, `OpenSetClassifier`,
+        `FitOnInliers`, `FrozenEstimator` or scikit-learn ``Pipeline``. scikit-learn's own
+        estimators inside of these are saved by skops, where it trusts all of their types. What is
+        saved is what ``fit`` made of it, with the parameters of ``fit``.
     path : str or path-like
         The file, in safetensors format. One that is there is replaced at once when the new one is
         complete: a process that is killed and a disk that is full leave it as it was.
@@ -36,8 +37,9 @@ def save(
     Raises
     ------
     TypeError
-        If the detector is none of skood's own, or a parameter cannot be saved as text, such as a
-        callable.
+        If it or a part is none of these, holds types that skops does not trust, such as the trees
+        of `IsolationForest`, or a parameter that cannot be saved as text, such as a callable; or if
+        its parts have networks of different layers.
     FileExistsError
         If `path` is a folder, a pipe or a device.
 
@@ -47,8 +49,8 @@ def save(
 
     Notes
     -----
-    pickle and joblib save more, such as callables and whole networks, Pipelines and other
-    estimators around detectors; but a pickle can run any code when it is loaded.
+    pickle and joblib save more, such as callables, whole networks and searches; but a pickle can
+    run any code when it is loaded.
 
     Examples
     --------
@@ -80,8 +82,8 @@ def load(path: str | os.PathLike[str], model: Model | None = None) -> Any:
 
     Returns
     -------
-    detector : detector or FeatureExtractor
-        Gives the same scores. Its ``model`` is the network, or the linear layer that took the
+    detector : object
+        Of the type that was saved. Gives the same scores. Its ``model`` is the network, or the linear layer that took the
         place of a scikit-learn classifier.
 
     Raises
