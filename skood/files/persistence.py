@@ -83,8 +83,8 @@ def load(path: str | os.PathLike[str], model: Model | None = None) -> Any:
     Returns
     -------
     detector : object
-        Of the type that was saved. Gives the same scores. Its ``model`` is the network, or the linear layer that took the
-        place of a scikit-learn classifier.
+        Of the type that was saved. Gives the same scores. Its ``model`` is the network, or the
+        linear layer that took the place of a scikit-learn classifier.
 
     Raises
     ------
