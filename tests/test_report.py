@@ -56,8 +56,11 @@ def test_figures_are_those_of_the_rows(data, tmp_path):
     assert (name, n) == ("far", "40") and auroc.startswith(f"{expected:.3f} (")
     assert found.startswith(f"{100 * (detector.predict(ood['far']) == -1).mean():.1f} % (")
     assert " % (" in fpr
-    rate, threshold, share = cells(html, "<h2>Other thresholds")[3]
-    assert rate == "5.0 %" and share == f"{100 * np.mean(far < np.quantile(scores, 0.05)):.1f} %"
+    rate, threshold, alarms, share = cells(html, "<h2>Other thresholds")[3]
+    assert (
+        rate == "5.0 %" and alarms == f"{100 * np.mean(scores < np.quantile(scores, 0.05)):.1f} %"
+    )
+    assert share == f"{100 * np.mean(far < np.quantile(scores, 0.05)):.1f} %"
     assert threshold == f"{np.quantile(scores, 0.05):.4g}"
     lowest = [int(row[0]) for row in cells(html, "<h2>Test rows")[1:]]
     assert lowest == np.argsort(scores)[:8].tolist()
@@ -142,3 +145,29 @@ def test_what_a_report_refuses(data):
     images = np.random.default_rng(0).normal(size=(12, 1, 8, 8)).astype(np.float32)
     with pytest.raises(ValueError, match="one number a row"):
         skood.report(EnergyDetector(maps).fit(images), images)
+
+
+def test_bad_arguments_are_told(iris):
+    X, y = iris
+    detector = GMMDetector().fit(X, y)
+    with pytest.raises(ValueError, match="confidence=95 must lie"):
+        skood.report(detector, X, y, confidence=95)
+    for ood in (X, {None: X}):
+        with pytest.raises(ValueError, match="dict of names"):
+            skood.report(detector, X, y, ood)
+
+
+class Bare:
+    """A detector that is no scikit-learn estimator; a third of the scores tie at the lowest."""
+
+    def decision_function(self, X):
+        """Return scores."""
+        return np.maximum(np.asarray(X)[:, 0] - 5.5, 0)
+
+
+def test_false_alarms_of_other_thresholds_are_those_they_give(iris):
+    X, _ = iris
+    html = skood.report(Bare(), X, ood={"new": X - 9})._repr_html_()
+    table = html.split("Other thresholds")[1]
+    rows = re.findall(r"<td[^>]*>([^<]*)</td>", table)[:4]
+    assert rows[0] == "1.0 %" and rows[2] == "0.0 %", rows

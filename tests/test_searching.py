@@ -119,3 +119,32 @@ def test_a_network_that_knows_the_classes_does_no_harm():
         search.fit(X, data.y_train)
         losses.append(true_score(0.65) - true_score(search.best_params_["percentile"]))
     assert max(losses) < 0.01
+
+
+def test_a_larger_test_set_asks_for_a_larger_gain():
+    """Error of the mean gain: its deviation times the root of 1/n and the ratio."""
+    gains = np.array([1.0, 2.0, 3.0, 2.0, 2.5])
+    results = {"params": [{"k": 10}, {"k": 5}]}
+    results |= {f"split{i}_test_score": np.array([0.0, gain]) for i, gain in enumerate(gains)}
+    t = gains.mean() / gains.std(ddof=1)
+    for level in (0.8, 0.95):
+        # The ratio at which the gain is just significant.
+        largest = (t / stats.t.isf(1 - level, 4)) ** 2 - 1 / 5
+        for share, expected in ((0.99, 1), (1.01, 0)):
+            keep = KeepUnlessBetter(KNNDetector(), confidence=level, test_ratio=share * largest)
+            assert keep(results) == expected
+
+
+def test_own_parameters_are_found_by_what_they_are():
+    first, second = seeded(MLP), seeded(MLP, seed=1)
+    grid = [{"model": first}, {"model": second}]
+    assert KeepUnlessBetter(KNNDetector(second))._own(grid) == 1
+    long = np.zeros(5000)
+    other = long.copy()
+    other[2500] = 1
+    keep = KeepUnlessBetter(ASHDetector(percentile=90))
+    assert keep._own([{"percentile": value} for value in np.linspace(80, 100, 3)]) == 1
+    keep.estimator.percentile = other
+    assert keep._own([{"percentile": long}, {"percentile": other.copy()}]) == 1
+    with pytest.raises(ValueError, match="No candidate"):
+        KeepUnlessBetter(ASHDetector(percentile=90))._own([{"percentile": "90"}])

@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from torch.utils.data import DataLoader, TensorDataset
 
 import skood
-from skood import GMMDetector, KNNDetector
+from skood import EnergyDetector, GMMDetector, KNNDetector
 from skood.calibration import ConformalDetector
 from skood.ensemble import EnsembleDetector
 from skood.learning import thresholds
@@ -289,3 +289,9 @@ def test_conformal_detectors_of_folds(iris):
         detector.set_threshold(*iris, false_alarm_rate=0.1)
     assert detector.alpha == 0.05
     assert detector.set_threshold(false_alarm_rate=0.1).offset_ == pytest.approx(0.1)
+
+
+def test_pixels_are_no_rows_held_out(rng):
+    X = rng.normal(size=(12, 1, 8, 8)).astype(np.float32)
+    with pytest.raises(ValueError, match="scores of rows, and these are maps"):
+        EnergyDetector(seeded(Segmenter)).fit(X, X_val=X)

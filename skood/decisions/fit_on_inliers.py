@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skood._compat import HasMethods, Interval, _fit_context
 from skood._typing import Inputs, Labels
+from skood._warnings import warn
 from skood.data.arrays import is_named
 from skood.data.labels import as_labels, encode_labels, warn_of_class_scorer
 from skood.decisions.ensemble_rows import fit_detector
@@ -81,7 +82,8 @@ class FitOnInliers(OneState, MetaEstimatorMixin, BaseEstimator):
     What `trim` finds are rows that score low although others like them were learned from: few and
     far ones rather than many near ones. In place of those that it misses it leaves out
     in-distribution rows, and so it does where fewer are OOD than it says. The threshold is set
-    without them, and false alarms rise above `false_alarm_rate`, by up to `trim`. Rows that are
+    without them, and false alarms rise above `false_alarm_rate`, by about `trim`, and more where
+    rows are few. A class of which no row is left counts as OOD, with a warning. Rows that are
     known to be clean mend that: ``estimator_.set_threshold(X_clean)``. In scikit-learn
     ``contamination`` is another thing: the share of training rows that ``predict`` calls outliers.
 
@@ -158,7 +160,10 @@ class FitOnInliers(OneState, MetaEstimatorMixin, BaseEstimator):
             X = take(X, kept)
             if labels is not None:
                 labels = labels[kept]
-                classes = np.unique(labels)
+                kept_classes = np.unique(labels)
+                gone, classes = np.setdiff1d(np.asarray(classes), kept_classes), kept_classes
+                if len(gone):
+                    warn(f"trim={self.trim} left no row of the classes {gone}: they count as OOD.")
         # PyOD warns of labels.
         estimator = clone(self.estimator).fit(X, None if self.higher_is_outlier else labels)
         fitted = {"estimator_": estimator, "known_classes_": classes, "support_": support}

@@ -25,7 +25,8 @@ def scored(detector, X):
     detector = snapshot(detector)
     final = last_step(detector)
     # Decisions of an OpenSetClassifier are about its classes.
-    final = final.detector_ if is_classifier(final) else final
+    is_open_set = hasattr(final, "__sklearn_tags__") and is_classifier(final)
+    final = final.detector_ if is_open_set else final
     plain = hasattr(detector, "score_samples") and getattr(final, "fdr", None) is None
     if plain and hasattr(final, "offset_"):
         scores, threshold = move_to_numpy(detector.score_samples(X)), float(final.offset_)

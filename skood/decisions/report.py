@@ -86,7 +86,8 @@ def report(
         Out-of-distribution rows by name. None: the page is about false alarms alone.
     classifier : fitted classifier or callable, default=None
         What it predicts, or returns, for rows is their predicted class. None: that of the largest
-        logit, where the detector has a network or head that gives logits.
+        logit, where `detector` itself, not within a Pipeline or another estimator, has a network
+        or head that gives logits.
     confidence : float, default=0.95
         That of the intervals: Clopper and Pearson's for shares, those of
         `skood.metrics.confidence_interval` for AUROC and FPR95.
@@ -99,7 +100,8 @@ def report(
     Raises
     ------
     ValueError
-        If `y_test` says that rows are out-of-distribution, or scores are maps.
+        If `y_test` says that rows are out-of-distribution, scores are maps, `ood` is no dict, or
+        `confidence` does not lie between 0 and 1.
 
     See Also
     --------
@@ -114,6 +116,10 @@ def report(
     >>> skood.report(detector, data.X_test, data.y_test, data.ood)
     <Report: GMMDetector on 434 rows>
     """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence!r} must lie between 0 and 1.")
+    if ood is not None and (not isinstance(ood, Mapping) or None in ood):
+        raise ValueError("ood must be a dict of names, not None, to rows: ood={'new': X_new}.")
     detector = snapshot(detector)
     sets: dict[Any, Inputs] = {None: X_test, **(ood or {})}
     scores: dict[Any, np.ndarray] = {}
@@ -128,7 +134,7 @@ def report(
         "title": f"{type(final).__name__} on {len(scores[None]):,} rows",
         "detector": detector,
         "threshold": thresholds.pop(),
-        "asked": getattr(final, "false_alarm_rate", None),
+        "asked": getattr(final, "false_alarm_rate", getattr(final, "alpha", None)),
         "confidence": confidence,
         "scores": scores,
         "shares": {name: _share(flag, confidence) for name, flag in flags.items()},
@@ -180,12 +186,14 @@ def _metrics(scores, name, confidence):
 
 
 def _at_rates(scores):
-    """Return thresholds by false alarm rate, and the share that each finds of the OOD sets."""
+    """Return thresholds for rates, the false alarms of each, and what it finds of OOD sets."""
     outside = [values for name, values in scores.items() if name is not None]
     lines = []
     for rate in RATES:
         threshold = float(np.quantile(scores[None], rate))
-        lines.append((rate, threshold, [float(np.mean(one < threshold)) for one in outside]))
+        # Of scores that tie fewer lie below.
+        shares = [float(np.mean(one < threshold)) for one in (scores[None], *outside)]
+        lines.append((rate, threshold, shares))
     return lines
 
 
@@ -224,7 +232,7 @@ def _describe(detector, classifier, X, rows):
 
 def _classes(detector, classifier, X):
     """Return the predicted classes of rows; None where nothing tells."""
-    if classifier is None and is_classifier(detector):
+    if classifier is None and hasattr(detector, "__sklearn_tags__") and is_classifier(detector):
         classifier = detector
     if classifier is not None:
         return move_to_numpy(getattr(classifier, "predict", classifier)(X))

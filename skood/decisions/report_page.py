@@ -113,7 +113,7 @@ def ood_sets(found):
         + table(rows, ("", "rows", "AUROC", "FPR95", "found"))
         + '<div class="quiet">FPR95: OOD rows accepted where 95 % of the test rows are. Found: at '
         "the threshold of the detector.</div><h2>Other thresholds</h2>"
-        + table(rates, ("false alarms", "threshold", *names))
+        + table(rates, ("asked for", "threshold", "false alarms", *names))
         + '<div class="quiet">By the scores of the test rows; what is found of each set.</div>'
     )
 

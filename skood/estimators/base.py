@@ -147,7 +147,10 @@ class BaseDetector(
         X_val : array-like of shape (n_held_out, ...), default=None
             In-distribution rows that neither X nor the training of the network holds, to see
             whether the threshold keeps its promise on them. Nothing is learned from them:
-            ``set_threshold(X_val)`` moves the threshold by them.
+            ``set_threshold(X_val)`` moves the threshold by them. A Pipeline hands them over as
+            they are, not transformed by its steps before: it does transform them with
+            ``set_config(enable_metadata_routing=True)``, ``set_fit_request(X_val=True)`` of the
+            detector and ``Pipeline(steps, transform_input=["X_val"])``.
 
         Returns
         -------
@@ -159,7 +162,8 @@ class BaseDetector(
         ValueError
             If X holds NaN, fewer than two rows are in-distribution, the network cannot be cut
             where the method needs it, or a method on logits gets none, or fewer than y has
-            classes.
+            classes. If `X_val` are no such rows, or scores are maps, whose pixels are not as many
+            independent rows: the detector is fitted by then.
 
         Warns
         -----

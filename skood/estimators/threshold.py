@@ -121,7 +121,7 @@ class MovesThreshold(ThresholdAttributes, NetworkEstimator):
             dtype, kept = draft._network.dtype, vars(draft).get("_kept_scores", {})
             if X is not None:
                 rounding = float(kept.get("rounding", 0.0))
-                scores = torch.from_numpy(draft._scores_inside(X, y))
+                scores = torch.from_numpy(draft._scores_inside(X, y).ravel())
                 vars(draft).update(draft._cut(scores, dtype, rounding, set_aside=True))
             elif not kept:
                 raise ValueError(
@@ -154,11 +154,16 @@ class MovesThreshold(ThresholdAttributes, NetworkEstimator):
                 "X holds no in-distribution row to set the threshold by: all labels in y are "
                 "negative or of classes that fit did not see."
             )
-        return scores.ravel()
+        return scores
 
     def _check_false_alarms(self, X):
         """Warn if rows that were not learned from are called out-of-distribution too often."""
         scores, rate = self._scores_inside(X, None), self.false_alarm_rate
+        if scores.ndim > 1:
+            raise ValueError(
+                "X_val checks scores of rows, and these are maps: pixels of an image are alike.\n"
+                "Call set_threshold(X_val, y_val) to move the threshold by them."
+            )
         n_rows, n_called = len(scores), int((scores.astype(np.float64) < self.offset_).sum())
         # Of as many rows like those of fit; the threshold is as uncertain as its own rows are few.
         n_learned = self._kept_scores["ranks"][-1] + 1
