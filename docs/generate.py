@@ -104,16 +104,24 @@ class Detectors(FromLines):
         return table(header, rows, [20, 35, 25, 20])
 
 
-class Benchmarks(FromLines):
-    """Tables of what ``python -m tests.benchmarks --json`` wrote."""
+class FromReport(FromLines):
+    """Tables of what a command wrote to a JSON file."""
 
     required_arguments = 1
 
+    def report(self, name=None):
+        """Return what the file holds, and let the page depend on it."""
+        path = Path(__file__).parent / (name or self.arguments[0])
+        self.state.document.settings.record_dependencies.add(str(path))
+        return json.loads(path.read_text())
+
+
+class Benchmarks(FromReport):
+    """Tables of what ``python -m tests.benchmarks --json`` wrote."""
+
     def lines(self):
         """Return the machine, and a table for each case."""
-        path = Path(__file__).parent / self.arguments[0]
-        self.state.document.settings.record_dependencies.add(str(path))
-        report = json.loads(path.read_text())
+        report = self.report()
         about = {**report["machine"], **report["versions"]}
         lines = ["Measured on: " + ", ".join(f"{k} {v}" for k, v in about.items()) + ".", ""]
         for title, results in groupby(report["results"], lambda result: result["title"]):
@@ -142,67 +150,130 @@ def three_digits(value):
     return "" if value is None else f"{value:.3f}".removeprefix("0")
 
 
-class Evidence(FromLines):
-    """Tables of what ``python -m tests.evidence --json`` wrote: an overview, and one a task."""
+def linked(name):
+    """Return a link to a detector, perhaps with parameters."""
+    cls, _, parameters = name.partition("(")
+    link = f":py:class:`~skood.{cls}`"
+    return f"{link} ``({parameters}``" if parameters else link
 
-    required_arguments = 1
+
+def best_first(values):
+    """Return names, the one with the largest value first and those without one last."""
+    return sorted(values, key=lambda name: (values[name] is None, -(values[name] or 0)))
+
+
+def with_interval(figures, metric, kind):
+    """Return a figure and its interval."""
+    low, high = map(three_digits, figures[f"{metric}_interval"][kind])
+    return f"{three_digits(figures[metric][kind])} ({low}–{high})"
+
+
+def task_means(report):
+    """Return the mean AUROC over OOD sets, by detector and task; None without."""
+    tasks = list(dict.fromkeys(task for of_one in report.values() for task in of_one))
+    return {
+        name: {t: mean(list(of_one.get(t, {}).get("auroc", {}).values())) for t in tasks}
+        for name, of_one in report.items()
+    }
+
+
+class Evidence(FromReport):
+    """Tables of what ``python -m tests.evidence --json`` wrote: an overview, and one a task."""
 
     def lines(self):
         """Return the tables, the best detector first."""
-        path = Path(__file__).parent / self.arguments[0]
-        self.state.document.settings.record_dependencies.add(str(path))
-        report = json.loads(path.read_text())
-        tasks = list(dict.fromkeys(task for of_one in report.values() for task in of_one))
-        means = {
-            name: {t: mean(list(of_one[t].get("auroc", {}).values())) for t in tasks}
-            for name, of_one in report.items()
-        }
-        overall = {
-            name: None if None in of_one.values() else mean(list(of_one.values()))
-            for name, of_one in means.items()
-        }
-
-        def best_first(values):
-            return sorted(values, key=lambda name: (values[name] is None, -(values[name] or 0)))
-
-        def linked(name):
-            return f":py:class:`~skood.{name}`"
-
+        report = self.report()
+        means = task_means(report)
+        tasks = list(next(iter(means.values())))
+        # Of one task with three numbers of rows one counts.
+        counted = [task for task in tasks if not task.startswith("compressed_")]
+        overall, errors = {}, {}
+        for name, of_one in means.items():
+            values = [of_one[task] for task in counted]
+            overall[name] = None if None in values else mean(values)
+            squares = [report[name][t].get("error_of_mean_auroc", 0) ** 2 for t in counted]
+            errors[name] = 1.96 * sum(squares) ** 0.5 / len(counted)
+        rows = []
+        for name in best_first(overall):
+            known = overall[name] is not None
+            whole = f"{three_digits(overall[name])} ± {three_digits(errors[name])}" if known else ""
+            cells = [three_digits(means[name][task]) for task in counted]
+            rows.append([linked(name), whole, *cells])
+        lines = table(["detector", "mean", *counted], rows, [28, 14, *[10] * len(counted)])
+        sizes = ["compressed_1k", "compressed", "compressed_50k"]
         rows = [
-            [linked(name), three_digits(overall[name])]
-            + [three_digits(means[name][task]) for task in tasks]
-            for name in best_first(overall)
+            [linked(n), *(three_digits(means[n].get(t)) for t in sizes)]
+            for n in best_first(overall)
         ]
-        lines = table(["detector", "mean", *tasks], rows, [30, 10, *[12] * len(tasks)])
+        lines += ["**compressed, by the number of rows of fit** (AUROC)", ""]
+        lines += table(["detector", "1,000", "10,000", "50,000"], rows, [30, 14, 14, 14])
         for task in tasks:
-            of_task = {name: of_one[task] for name, of_one in report.items()}
+            of_task = {name: of_one[task] for name, of_one in report.items() if task in of_one}
             measured = {name: r for name, r in of_task.items() if "auroc" in r}
             kinds = list(next(iter(measured.values()))["auroc"])
             rows = []
             for name in best_first({name: means[name][task] for name in measured}):
                 figures = measured[name]
                 cells = [
-                    f"{three_digits(figures['auroc'][kind])} / "
-                    f"{three_digits(figures['fpr95'][kind])}"
+                    f"{with_interval(figures, 'auroc', kind)} / "
+                    f"{with_interval(figures, 'fpr95', kind)}"
                     for kind in kinds
                 ]
-                rows.append([linked(name), *cells, f"{figures['false_alarms']:.1%}"])
-            header = ["detector", *kinds, "false alarms"]
-            lines += [f"**{task}** (AUROC / FPR95)", ""]
-            lines += table(header, rows, [30, *[14] * len(kinds), 12])
+                seconds = [f"{figures[f'{part}_seconds']:.2g}" for part in ("fit", "score")]
+                rows.append([linked(name), *cells, f"{figures['false_alarms']:.1%}", *seconds])
+            header = ["detector", *kinds, "false alarms", "fit, s", "score, s"]
+            lines += [f"**{task}** (AUROC / FPR95, 95 % intervals)", ""]
+            lines += table(header, rows, [24, *[22] * len(kinds), 10, 8, 8])
         return lines
 
 
-class Situations(FromLines):
-    """A table of what ``python -m tests.situations --json`` wrote: detectors by situations."""
+class Published(FromReport):
+    """Figures of OpenOOD's leaderboard beside those of ``python -m tests.evidence``."""
 
-    required_arguments = 1
+    def lines(self):
+        """Return the table, the best far OOD figure first."""
+        means = task_means(self.report("evidence.json"))
+        rows = []
+        for row in sorted(self.report(), key=lambda row: -row["far"]):
+            own = means.get(row["detector"], {})
+            cells = [three_digits(row[kind] / 100) for kind in ("near", "far")]
+            cells += [three_digits(own.get(task)) for task in ("images", "features")]
+            rows.append([row["name"], linked(row["detector"]), *cells])
+        header = [
+            "OpenOOD",
+            "here",
+            "near, theirs",
+            "far, theirs",
+            "images, here",
+            "features, here",
+        ]
+        return table(header, rows, [12, 38, 12, 12, 12, 12])
+
+
+class Settings(FromReport):
+    """What ``python -m tests.settings --json`` wrote: of each class the default and the best."""
 
     def lines(self):
         """Return the table."""
-        path = Path(__file__).parent / self.arguments[0]
-        self.state.document.settings.record_dependencies.add(str(path))
-        report = json.loads(path.read_text())
+        rows = []
+        for name, of_class in self.report().items():
+            means = {}
+            for setting, of_tasks in of_class.items():
+                alike = mean([v for t, v in of_tasks.items() if t.startswith("compressed")])
+                others = [v for t, v in of_tasks.items() if not t.startswith("compressed")]
+                means[setting] = mean([alike, *others])
+            best = best_first(means)[:3]
+            cells = [f"{setting} {three_digits(means[setting])}" for setting in best]
+            rows.append([linked(name), three_digits(means["default"]), *cells])
+        return table(["detector", "default", "best", "second", "third"], rows, [24, 8, 24, 24, 24])
+
+
+class Situations(FromReport):
+    """A table of what ``python -m tests.situations --json`` wrote: detectors by situations."""
+
+    def lines(self):
+        """Return the table."""
+        report = self.report()
         rows = [
             [f"``{name}``", *(three_digits(of_one[name]) for of_one in report.values())]
             for name in next(iter(report.values()))
@@ -214,6 +285,8 @@ def setup(app):
     """Add the directives."""
     app.add_directive("situations", Situations)
     app.add_directive("evidence", Evidence)
+    app.add_directive("published", Published)
+    app.add_directive("settings", Settings)
     app.add_directive("detectors", Detectors)
     app.add_directive("benchmarks", Benchmarks)
     return {"parallel_read_safe": True}

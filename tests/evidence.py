@@ -241,7 +241,7 @@ def of_main_tasks(tasks):
     if not all("auroc" in task for task in tasks):
         return float("nan"), float("nan")
     means = [np.mean(list(task["auroc"].values())) for task in tasks]
-    errors = [task["error_of_mean_auroc"] for task in tasks]
+    errors = [task.get("error_of_mean_auroc", np.nan) for task in tasks]
     return float(np.mean(means)), float(np.linalg.norm(errors) / len(tasks))
 
 
@@ -305,12 +305,12 @@ def main():
             print(f"\n{task}: {TASKS[task].__doc__}", flush=True)
         report.setdefault(name, {})[task] = figures
         print(line_of(name, figures), flush=True)
+        if options.json and name == names[-1]:
+            options.json.write_text(json.dumps(dict(sorted(report.items())), indent=1) + "\n")
     means = {name: of_main_tasks(report[name]) for name in report}
     print("\nmean over the sets of a task, and over tasks, with its standard error")
     for name in sorted(means, key=lambda name: -means[name][0]):
         print(f"  {name:30} {means[name][0]:.3f} ± {means[name][1]:.3f}")
-    if options.json:
-        options.json.write_text(json.dumps(dict(sorted(report.items())), indent=1) + "\n")
     if options.plot:
         plot(report, options.plot)
 
