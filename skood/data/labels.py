@@ -132,6 +132,26 @@ def is_ood(y, known_classes=None):
     return mask | np.array([label not in known for label in labels], dtype=bool)
 
 
+def is_inside(y, n_rows, known):
+    """Return which of n_rows rows are in-distribution, by their labels if there are any.
+
+    `known` as in `is_ood`.
+    """
+    ood = np.zeros(n_rows, dtype=bool) if y is None else is_ood(y, known)
+    if len(ood) != n_rows:
+        raise ValueError(f"X has {n_rows} rows and y {len(ood)} labels.")
+    return ~ood
+
+
+def check_any_inside(inside):
+    """Raise if no row, or pixel, that a threshold could be set by is in-distribution."""
+    if not inside.any():
+        raise ValueError(
+            "X holds no in-distribution row to set the threshold by: all labels in y are negative "
+            "or of classes that fit did not see."
+        )
+
+
 def is_negative(y):
     """Tell which labels are negative numbers, as `is_ood` does, without a look at the others."""
     y = as_labels(y)

@@ -7,24 +7,18 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from skood._typing import Inputs, Labels
-from skood.data.labels import as_labels, is_ood
+from skood.data.labels import as_labels, check_any_inside, is_inside
 from skood.decisions.p_values import ROUNDING
 from skood.estimators.network_estimator import OneState
-from skood.learning.thresholds import keep_scores, lower_quantile
+from skood.learning.thresholds import keep_scores, kept_scores, lower_quantile
 from skood.metrics.scorers import known_labels
 
 
 def inside_rows(estimator, n_rows, y):
-    """Return which of n_rows rows are in-distribution, by their labels, if there are any."""
-    ood = np.zeros(n_rows, bool) if y is None else is_ood(y, known_labels(estimator))
-    if len(ood) != n_rows:
-        raise ValueError(f"X has {n_rows} rows and y {len(ood)} labels.")
-    if ood.all():
-        raise ValueError(
-            "X holds no in-distribution row to set the threshold by: all labels in y are negative "
-            "or of classes that fit did not see."
-        )
-    return ~ood
+    """Return which of n_rows rows are in-distribution; raise if none is."""
+    inside = is_inside(y, n_rows, known_labels(estimator))
+    check_any_inside(inside)
+    return inside
 
 
 class MovesEnsembleThreshold(OneState):
@@ -40,7 +34,7 @@ class MovesEnsembleThreshold(OneState):
         self._cut_again()
 
     def _cut_again(self):
-        kept = self._kept_scores
+        kept = kept_scores(self)
         quantile = lower_quantile(kept["scores"], self.false_alarm_rate, kept["ranks"])
         self.offset_ = quantile - ROUNDING * max(1, abs(quantile))
 
@@ -88,13 +82,8 @@ class MovesEnsembleThreshold(OneState):
             if X is not None:
                 scores = draft.score_samples(X)
                 draft._cut(scores[inside_rows(draft, len(scores), y)], set_aside=True)
-            elif "_kept_scores" in vars(draft):
-                draft._cut_again()
             else:
-                raise ValueError(
-                    "This EnsembleDetector was fitted by a version of skood that kept no scores of "
-                    "training rows.\nGive rows set aside as X, or fit again."
-                )
+                draft._cut_again()
             self.false_alarm_rate = draft.false_alarm_rate
         return self
 

@@ -9,11 +9,18 @@ from sklearn.utils.validation import check_is_fitted
 
 from skood._typing import Inputs, Labels
 from skood._warnings import warn
-from skood.data.labels import is_ood
+from skood.data.labels import check_any_inside, is_inside
 from skood.data.lazy import is_dask, load_distributed
 from skood.data.streams import is_stream
 from skood.estimators.network_estimator import NetworkEstimator
-from skood.learning.thresholds import N_ULPS, epsilon, keep_scores, lower_quantile, size_of
+from skood.learning.thresholds import (
+    N_ULPS,
+    epsilon,
+    keep_scores,
+    kept_scores,
+    lower_quantile,
+    size_of,
+)
 
 
 class ThresholdAttributes:
@@ -118,18 +125,13 @@ class MovesThreshold(ThresholdAttributes, NetworkEstimator):
             draft._validate_params()
             if "_learned" in vars(draft) and "_finalized" not in vars(draft):
                 draft._finalize()
-            dtype, kept = draft._network.dtype, vars(draft).get("_kept_scores", {})
+            dtype = draft._network.dtype
             if X is not None:
-                rounding = float(kept.get("rounding", 0.0))
+                rounding = float(vars(draft).get("_kept_scores", {}).get("rounding", 0.0))
                 scores = torch.from_numpy(draft._scores_inside(X, y).ravel())
                 vars(draft).update(draft._cut(scores, dtype, rounding, set_aside=True))
-            elif not kept:
-                raise ValueError(
-                    f"This {type(self).__name__} was fitted by a version of skood that kept no "
-                    "scores of training rows.\nGive rows set aside as X, or fit again."
-                )
             else:
-                draft.offset_ = draft._threshold_again(kept, dtype)
+                draft.offset_ = draft._threshold_again(kept_scores(draft), dtype)
             rate = draft.false_alarm_rate
             draft._fitted_params = {**draft._fitted_params, "false_alarm_rate": rate}
             self.false_alarm_rate = rate
@@ -143,18 +145,11 @@ class MovesThreshold(ThresholdAttributes, NetworkEstimator):
             rows, scores = self._score(X, "set_threshold", y)
             scores, y = scores.cpu().numpy(), rows.labels if is_stream(X) else y
         if y is not None and scores.ndim > 1:
-            scores = scores[self._pixel_kinds(y, scores, self._row_shape) > 0]
-        elif y is not None:
-            ood = is_ood(y, self._known_labels())
-            if len(ood) != len(scores):
-                raise ValueError(f"X has {len(scores)} rows and y {len(ood)} labels.")
-            scores = scores[~ood]
-        if not scores.size:
-            raise ValueError(
-                "X holds no in-distribution row to set the threshold by: all labels in y are "
-                "negative or of classes that fit did not see."
-            )
-        return scores
+            inside = self._pixel_kinds(y, scores, self._row_shape) > 0
+        else:
+            inside = is_inside(y, len(scores), self._known_labels())
+        check_any_inside(inside)
+        return scores[inside]
 
     def _check_false_alarms(self, X):
         """Warn if rows that were not learned from are called out-of-distribution too often."""

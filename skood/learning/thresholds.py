@@ -57,6 +57,17 @@ def keep_scores(scores, rounding, set_aside=False):
     }
 
 
+def kept_scores(estimator):
+    """Return what `keep_scores` made when an estimator was fitted; raise if that was not yet so."""
+    kept = vars(estimator).get("_kept_scores")
+    if not kept:
+        raise ValueError(
+            f"This {type(estimator).__name__} was fitted by a version of skood that kept no scores "
+            "of training rows.\nGive rows set aside as X, or fit again."
+        )
+    return kept
+
+
 def lower_quantile(scores, share, ranks=None):
     """Return what, on average over training rows, this share of fresh rows scores below.
 
