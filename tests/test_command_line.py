@@ -11,15 +11,21 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 import skood
 from skood import GMMDetector, KNNDetector
+from skood.calibration import ConformalDetector
 from skood.commands import evaluate as evaluate_command
 from skood.commands import fit as fit_command
 from skood.commands import main
 from skood.commands import score as score_command
 from skood.datasets import load_image_list
+from skood.model_selection import FitOnInliers
+from skood.open_set import OpenSetClassifier
 
 
 @pytest.fixture
@@ -97,6 +103,27 @@ def test_in_chunks_it_learns_and_scores_the_same(kind, here, monkeypatch):
     found = scores_in("s.csv")
     np.testing.assert_allclose(found.score, expected.score_samples(X), rtol=1e-4)
     assert found.row.tolist() == [*range(500)]
+
+
+@pytest.mark.parametrize("what", ["Pipeline", "FitOnInliers", "OpenSetClassifier", "conformal"])
+def test_decisions_are_those_of_the_detector_inside(what, here, capsys):
+    X, y = rows(90)
+    made = {
+        "Pipeline": make_pipeline(StandardScaler(), GMMDetector()),
+        "FitOnInliers": FitOnInliers(GMMDetector()),
+        "OpenSetClassifier": OpenSetClassifier(LogisticRegression(), GMMDetector()),
+        "conformal": ConformalDetector(GMMDetector(), method="loo", fdr="bh"),
+    }[what].fit(X, y)
+    if what == "FitOnInliers":
+        made.estimator_.set_threshold(false_alarm_rate=0.3)
+    skood.save(made, "d.safetensors")
+    np.save("x.npy", X)
+    assert run("score d.safetensors x.npy --out s.csv") == 0
+    decides = made.detector_ if what == "OpenSetClassifier" else made
+    expected = decides.predict(X) == -1
+    np.testing.assert_array_equal(scores_in("s.csv").decision < 0, expected)
+    assert f"{expected.sum()} of 90 rows are out-of-distribution" in capsys.readouterr().err
+    assert what != "FitOnInliers" or expected.sum() > 10
 
 
 def test_columns_are_found_by_their_names(here, capsys):

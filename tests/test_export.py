@@ -10,6 +10,7 @@ import torch
 from numpy.testing import assert_allclose
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 from sklearn.svm import OneClassSVM
 from torch import nn
 
@@ -154,6 +155,15 @@ def test_ties(path):
     for variant in "spb":
         detector = ASHDetector(seeded(nn.Linear, 12, 3), variant=variant, percentile=0.6)
         check(detector.fit(np.abs(rows)), path, "torch", rows)
+
+
+def test_an_example_of_integers_rounds_no_rows(iris, path):
+    X, y = iris
+    detector = make_pipeline(FunctionTransformer(), GMMDetector()).fit(X, y)
+    skood.export(detector, path, np.round(X[:3]).astype(int))
+    score, decision = torch.export.load(path).module()(torch.from_numpy(X))
+    assert_allclose(score, detector.score_samples(X), rtol=1e-9)
+    assert ((decision < 0).numpy() == (detector.predict(X) == -1)).all()
 
 
 def test_wide_gaussians(path, rng):

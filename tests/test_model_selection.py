@@ -275,6 +275,16 @@ def test_signs_and_the_threshold(detector, mixed):
     assert wrapped.score(X, y) > 0.9
 
 
+def test_the_threshold_follows_the_detector_inside(mixed):
+    X, y = mixed
+    wrapped = FitOnInliers(GMMDetector()).fit(X, y)
+    assert not hasattr(FitOnInliers(GMMDetector()), "offset_")
+    wrapped.estimator_.set_threshold(false_alarm_rate=0.3)
+    assert wrapped.offset_ == wrapped.estimator_.offset_
+    decision = wrapped.decision_function(X)
+    np.testing.assert_allclose(decision, wrapped.score_samples(X) - wrapped.offset_, atol=1e-12)
+
+
 def test_transformers(mixed):
     X, y = mixed
     wrapped = FitOnInliers(PCA(2)).fit(X, y)

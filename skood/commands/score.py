@@ -14,6 +14,7 @@ import skood
 from skood.commands.arguments import Failure, output
 from skood.commands.images import add_image_options, read_network
 from skood.commands.rows import CHUNK_BYTES, KINDS, open_rows, telling
+from skood.decisions.reading import scored
 from skood.files.storage import replacing
 
 EXAMPLES = """\
@@ -111,8 +112,8 @@ def write_scores(detector, files, write):
     total = None if None in known else sum(known)
     with tqdm(total=total, desc="score", unit="row", unit_scale=True, disable=None) as bar:
         for rows in files:
-            for start, names, scores in scored(detector, rows):
-                decisions = scores.astype(float) - detector.offset_
+            for start, names, scores, threshold in score_chunks(detector, rows):
+                decisions = scores.astype(float) - threshold
                 numbers = range(start, start + len(scores))
                 write(
                     names, numbers, scores.astype(str), decisions.astype(scores.dtype).astype(str)
@@ -123,19 +124,19 @@ def write_scores(detector, files, write):
     return n_rows, n_ood
 
 
-def scored(detector, rows):
-    """Yield the first row, the names and the scores of chunks of a file."""
+def score_chunks(detector, rows):
+    """Yield the first row, the names, the scores and the threshold of chunks of a file."""
     start = 0
     try:
         for X, _ in rows.chunks(CHUNK_BYTES):
             with telling(rows, start, X):
                 X = by_name(X, detector)
             with telling(rows, start, X):
-                scores = detector.score_samples(X)
+                scores, threshold, _ = scored(detector, X)
             if scores.ndim > 1:
                 raise ValueError(f"{rows.path}: each row has a map of scores, for which no line is")
             stop = start + len(scores)
-            yield start, rows.names(start, stop), scores
+            yield start, rows.names(start, stop), scores, threshold
             start = stop
     except ValueError as error:
         raise Failure(str(error)) from error

@@ -167,12 +167,15 @@ class FitOnInliers(OneState, MetaEstimatorMixin, BaseEstimator):
         # PyOD warns of labels.
         estimator = clone(self.estimator).fit(X, None if self.higher_is_outlier else labels)
         fitted = {"estimator_": estimator, "known_classes_": classes, "support_": support}
-        for name in ("n_features_in_", "feature_names_in_", "offset_"):
+        for name in ("n_features_in_", "feature_names_in_"):
             fitted[name] = getattr(estimator, name, None)
         last = estimator[-1] if isinstance(estimator, Pipeline) else estimator
-        if self.higher_is_outlier:
-            fitted["offset_"] = -last.threshold_
-        elif hasattr(last, "decision_scores_"):
+        if self.higher_is_outlier and not hasattr(last, "threshold_"):
+            raise AttributeError(
+                f"{type(last).__name__} has no `threshold_`, as PyOD's detectors have: use "
+                "FitOnInliers(..., higher_is_outlier=False)."
+            )
+        if not self.higher_is_outlier and hasattr(last, "decision_scores_"):
             raise ValueError(
                 f"{type(last).__name__} has `decision_scores_`, as PyOD's detectors have, whose "
                 "scores are higher for outliers: use FitOnInliers(..., higher_is_outlier=True)."
@@ -182,6 +185,15 @@ class FitOnInliers(OneState, MetaEstimatorMixin, BaseEstimator):
             if value is not None:
                 setattr(self, name, value)
         return self
+
+    @property
+    def offset_(self):
+        """The threshold of the fitted clone, wherever that is moved to."""
+        if not self.higher_is_outlier:
+            return self.estimator_.offset_
+        estimator = self.estimator_
+        last = estimator[-1] if isinstance(estimator, Pipeline) else estimator
+        return -last.threshold_
 
     def _inliers(self, X, y):
         """Return the rows without the share that scores lowest, ascending."""

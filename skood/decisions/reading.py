@@ -11,6 +11,11 @@ def last_step(detector):
     return detector.steps[-1][1] if hasattr(detector, "steps") else detector
 
 
+def classifies(detector):
+    """Tell a classifier; of detectors that are none of scikit-learn's no one is."""
+    return hasattr(detector, "__sklearn_tags__") and is_classifier(detector)
+
+
 def snapshot(detector):
     """Return a detector that stays as it is fitted now, whatever other threads do."""
     return detector._snapshot() if hasattr(detector, "_snapshot") else detector
@@ -25,8 +30,7 @@ def scored(detector, X):
     detector = snapshot(detector)
     final = last_step(detector)
     # Decisions of an OpenSetClassifier are about its classes.
-    is_open_set = hasattr(final, "__sklearn_tags__") and is_classifier(final)
-    final = final.detector_ if is_open_set else final
+    final = final.detector_ if classifies(final) else final
     plain = hasattr(detector, "score_samples") and getattr(final, "fdr", None) is None
     if plain and hasattr(final, "offset_"):
         scores, threshold = move_to_numpy(detector.score_samples(X)), float(final.offset_)

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import is_classifier
 
 from skood._compat import move_to_numpy
 from skood._typing import Inputs, Labels
 from skood.data.labels import as_labels, is_ood
 from skood.data.streams import is_stream
 from skood.decisions.p_values import check_scores
-from skood.decisions.reading import last_step, scored, snapshot
+from skood.decisions.reading import classifies, last_step, scored, snapshot
 from skood.decisions.report_page import document, page
 from skood.decisions.rows import take
 from skood.decisions.watched import share_interval
@@ -232,7 +231,7 @@ def _describe(detector, classifier, X, rows):
 
 def _classes(detector, classifier, X):
     """Return the predicted classes of rows; None where nothing tells."""
-    if classifier is None and hasattr(detector, "__sklearn_tags__") and is_classifier(detector):
+    if classifier is None and classifies(detector):
         classifier = detector
     if classifier is not None:
         return move_to_numpy(getattr(classifier, "predict", classifier)(X))

@@ -172,7 +172,7 @@ def give_open_set(content):
 
 def take_inliers(estimator):
     """Return the estimator inside of FitOnInliers."""
-    fitted = plain(estimator, "offset_", "known_classes_", "support_", *ROWS)
+    fitted = plain(estimator, "known_classes_", "support_", *ROWS)
     params = plain(estimator, "higher_is_outlier", "trim")
     return Content(params, fitted, {}, [estimator.estimator_])
 

@@ -58,18 +58,6 @@ class Normalized(nn.Module):
         return (X / torch.where(norm == 0, 1.0, norm)).to(self.dtype)
 
 
-class Cast(nn.Module):
-    """Rows in another dtype, which one in front has given."""
-
-    def __init__(self, dtype):
-        super().__init__()
-        self.dtype = dtype
-
-    def forward(self, X):
-        """Map (n_samples, n_features)."""
-        return X.to(self.dtype)
-
-
 class Features(nn.Module):
     """X → the features of a FeatureExtractor."""
 
@@ -133,17 +121,17 @@ def step_of(step, X):
     """
     if step in ("passthrough", None):
         return nn.Identity(), X
-    made = step.transform(X)
     if isinstance(step, FitOnInliers):
         return step_of(step.estimator_, X)
     if isinstance(step, FrozenEstimator):
         return step_of(step.estimator, X)
-    if isinstance(step, FeatureExtractor):
-        return Features(step, dtype_of(made)), made
     if type(step) is Pipeline:
         return steps_of(step.steps, X)
+    made = step.transform(X)
+    if isinstance(step, FeatureExtractor):
+        return Features(step, dtype_of(made)), made
     if type(step) is FunctionTransformer and step.func is None:
-        return Cast(dtype_of(made)), made
+        return nn.Identity(), made
     make = STEPS.get(type(step))
     if make is None:
         known = ", ".join(cls.__name__ for cls in STEPS)
