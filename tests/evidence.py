@@ -29,7 +29,7 @@ from skorch import NeuralNetClassifier
 from torch import nn
 
 import skood
-from skood import EnergyDetector, MahalanobisDetector
+from skood import EnergyDetector, FeatureExtractor, MahalanobisDetector
 from skood.base import BaseDetector
 from skood.benchmark import train_digits_network
 from skood.benchmark.results import measure, warm_up
@@ -164,6 +164,20 @@ def components(_):
 MAIN = (images, features, compressed, texts, digits, perceptron, components)
 # One of three sizes counts in the mean over tasks.
 TASKS = {task.__name__: task for task in (*MAIN, compressed_1k, compressed_50k)}
+N_FRESH = 3000
+
+
+def as_features(task):
+    """Return a task with what enters the last layer for X, that layer, and some fresh rows."""
+    network, X, y, fresh, sets = task
+    if network is not None and not isinstance(network, nn.Linear):
+        extractor = FeatureExtractor(network).fit(X)
+        X, fresh = extractor.transform(X), extractor.transform(fresh)
+        sets = {name: extractor.transform(rows) for name, rows in sets.items()}
+        network = extractor.head
+    return network, X, y, fresh[:N_FRESH], {name: rows[:N_FRESH] for name, rows in sets.items()}
+
+
 # They need more than a network and labels: negative labels, and several networks.
 OTHERS = {"NegLabelDetector", "DeepEnsembleDetector"}
 # What has no default, or none that fits all of these. Mirror images are for the first task alone.

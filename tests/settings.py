@@ -16,13 +16,11 @@ from joblib import Parallel, delayed
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
-from torch import nn
 
 from skood import (
     ASHDetector,
     BATSDetector,
     DICEDetector,
-    FeatureExtractor,
     GMMDetector,
     KNNDetector,
     MahalanobisDetector,
@@ -35,27 +33,14 @@ from skood import (
     ViMDetector,
     VRADetector,
 )
-from skood.metrics import auroc_score
 from tests import evidence
+from tests.claims import aurocs
 
 TASKS = (
     "features", "compressed_1k", "compressed", "compressed_50k", "texts", "digits", "perceptron",
     "components",
 )  # fmt: skip
-N_FRESH = 3000
 PERCENTILES = (0.5, 0.65, 0.8, 0.85, 0.9, 0.95)
-
-
-def rows_of(task, folder):
-    """Return a head or None, features to fit, labels, fresh ones, and OOD sets."""
-    network, X, y, fresh, sets = evidence.TASKS[task](folder)
-    head = network
-    if network is not None and not isinstance(network, nn.Linear):
-        extractor = FeatureExtractor(network).fit(X)
-        X, fresh = extractor.transform(X), extractor.transform(fresh)
-        sets = {name: extractor.transform(rows) for name, rows in sets.items()}
-        head = network.fc
-    return head, X, y, fresh[:N_FRESH], {name: rows[:N_FRESH] for name, rows in sets.items()}
 
 
 def within_variance(X, y):
@@ -118,22 +103,16 @@ def mean_auroc(detector, task):
         last.set_params(model=head)
     last.set_params(**{name: 0 for name in last.get_params() if name == "random_state"})
     try:
-        inside = detector.fit(X, y).score_samples(fresh)
-        scores = [detector.score_samples(rows) for rows in sets.values()]
+        return float(np.mean(aurocs(detector.fit(X, y).score_samples, fresh, sets)))
     except (TypeError, ValueError):
         return None
-    values = []
-    for of_set in scores:
-        labels = np.repeat([1, -1], [len(inside), len(of_set)])
-        values.append(auroc_score(labels, np.concatenate([inside, of_set])))
-    return float(np.mean(values))
 
 
 def run(name, task, folder):
     """Return the mean AUROC of all settings of a class on a task."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    rows = rows_of(task, folder)
+    rows = evidence.as_features(evidence.TASKS[task](folder))
     of_class = settings(rows[1], rows[2])[name]
     return {setting: mean_auroc(detector, rows) for setting, detector in of_class.items()}
 

@@ -16,7 +16,6 @@ from skood import (
     CADRefDetector,
     CosineDetector,
     EnergyDetector,
-    FeatureExtractor,
     GMMDetector,
     KNNDetector,
     MahalanobisDetector,
@@ -27,7 +26,7 @@ from skood import (
 )
 from skood.datasets import load_digits_ood
 from tests.claims import aurocs, principal_components, small_tasks
-from tests.evidence import compressed, digits, features, texts
+from tests.evidence import as_features, compressed, digits, features, texts
 
 DETECTORS = [
     ActSubDetector(),
@@ -45,7 +44,6 @@ DETECTORS = [
     ResidualDetector(random_state=0),
     ViMDetector(random_state=0),
 ]
-N_FRESH = 3000
 
 
 def name_of(detector):
@@ -63,18 +61,7 @@ def few(X, y, n_rows):
 
 def of_networks(folder):
     """Return tasks on features: a head, rows, labels, fresh rows, OOD sets."""
-    net, X, y, fresh, ood = digits(folder)
-    extractor = FeatureExtractor(net).fit(X)
-    ood = {name: extractor.transform(rows) for name, rows in ood.items()}
-    tasks = {
-        "features": features(folder),
-        "compressed": compressed(folder),
-        "digits": (net.fc, extractor.transform(X), y, extractor.transform(fresh), ood),
-    }
-    for name, (head, X, y, fresh, ood) in tasks.items():
-        ood = {kind: rows[:N_FRESH] for kind, rows in ood.items()}
-        tasks[name] = head, X, y, fresh[:N_FRESH], ood
-    return tasks
+    return {task.__name__: as_features(task(folder)) for task in (features, compressed, digits)}
 
 
 def tables():
