@@ -1,8 +1,10 @@
 """Networks in `.pt2` files: what they give, and that nothing in a file is run."""
 
+import contextlib
 import io
 import json
 import pickle
+import sys
 import zipfile
 
 import numpy as np
@@ -101,6 +103,36 @@ def graph_with(**changes):
     return change
 
 
+def naming_a_module(context, kind="builtins.dict", escaped=False):
+    """Return a change of the layout of the inputs, which torch reads as JSON in JSON."""
+
+    def change(name, data):
+        if name != "models/model.json":
+            return data
+        graph = json.loads(data)
+        for entry in graph["graph_module"]["module_call_graph"]:
+            if entry["signature"] is not None:
+                spec = json.loads(entry["signature"]["in_spec"])
+                spec[1]["children_spec"][1] |= {"type": kind, "context": context}
+                text = json.dumps(spec)
+                entry["signature"]["in_spec"] = (
+                    text.replace("default_f", "\\u0064efault_f").replace("__e", "\\u005f_e")
+                    if escaped
+                    else text
+                )
+        return json.dumps(graph).encode()
+
+    return change
+
+
+ENUM = json.dumps({"__enum__": True, "fqn": "marker_module:X", "name": "a"})
+DEFAULT = {
+    "default_factory_module": "marker_module",
+    "default_factory_name": "X",
+    "dict_context": [],
+}
+
+
 def pickled_weight(name, data):
     if name == "data/weights/model_weights_config.json":
         config = json.loads(data)
@@ -117,6 +149,10 @@ def pickled_weight(name, data):
         (graph_with(target="torch.ops.aten.from_file.default"), "calls 'torch.ops.aten.from_file"),
         (graph_with(target="_operator.methodcaller"), "which is no operation"),
         (graph_with(expr_str=RUN), "has a size"),
+        (naming_a_module(ENUM), "names modules to import"),
+        (naming_a_module(ENUM, escaped=True), "names modules to import"),
+        (naming_a_module(DEFAULT, "collections.defaultdict"), "names modules to import"),
+        (naming_a_module(DEFAULT, "collections.defaultdict", True), "names modules to import"),
     ],
 )
 def test_what_would_run_code_is_refused(change, message, content, tmp_path, monkeypatch):
@@ -126,6 +162,50 @@ def test_what_would_run_code_is_refused(change, message, content, tmp_path, monk
     import builtins
 
     assert not builtins.was_run
+
+
+def test_torch_imports_what_is_refused(content, tmp_path, monkeypatch):
+    """Else the changes above would prove nothing."""
+    (tmp_path / "marker_module.py").write_text("import builtins; builtins.was_run = True")
+    monkeypatch.syspath_prepend(tmp_path)
+    import builtins
+
+    for context, kind in ((ENUM, "builtins.dict"), (DEFAULT, "collections.defaultdict")):
+        monkeypatch.setattr(builtins, "was_run", False, raising=False)
+        monkeypatch.delitem(sys.modules, "marker_module", raising=False)
+        path = changed(content, tmp_path / "net.pt2", naming_a_module(context, kind, True))
+        with pytest.raises(ValueError, match="names modules to import"):
+            read_program(path)
+        assert not builtins.was_run
+        with contextlib.suppress(Exception):
+            torch.export.load(path)
+        assert builtins.was_run
+
+
+def test_a_file_that_grows_is_refused(content, tmp_path):
+    path = tmp_path / "net.pt2"
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+        large = f"{old.namelist()[0].partition('/')[0]}/data/weights/weight_99"
+        new.writestr(large, bytes(2**22), zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match="it is compressed"):
+        read_program(path)
+
+
+def test_names_of_inputs_may_have_accents(net, X, tmp_path):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return {"größe": self.net(x)}
+
+    program = torch.export.export(Named(), (X[:2],), dynamic_shapes=OPEN)
+    torch.export.save(program, tmp_path / "net.pt2")
+    read = read_program(tmp_path / "net.pt2")
+    torch.testing.assert_close(read(X), net(X), rtol=0, atol=0)
 
 
 def test_what_would_run_code_and_is_not_needed_is_not_read(content, net, X, tmp_path, monkeypatch):

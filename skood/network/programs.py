@@ -1,8 +1,10 @@
 """Networks from `.pt2` files of torch.export, read without pickles and without running code."""
 
+import contextlib
 import io
 import json
 import logging
+import os
 import re
 import warnings
 import zipfile
@@ -23,6 +25,8 @@ CALLS = re.compile(
     r"|math\.\w+|torch\.sym_\w+"
 )
 NOT_OPERATIONS = re.compile(r"_operator\.(?:attrgetter|methodcaller|itemgetter|call)")
+# Where torch imports what a file names: defaults of dictionaries, and enumerations.
+IMPORTS = re.compile("default_factory|__enum__")
 REMEDY = "Write it by torch.export.save(torch.export.export(net, ...), file)."
 
 
@@ -83,6 +87,8 @@ class _Refused(ValueError):
 
 def _without_pickles(archive):
     """Return the bytes of an archive with nothing but what torch reads as text and numbers."""
+    if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(archive.filename):
+        raise ValueError("it is compressed, which torch.export.save does not do")
     clean = io.BytesIO()
     with zipfile.ZipFile(clean, "w") as copy:
         for entry in archive.infolist():
@@ -132,9 +138,13 @@ def _checked_graph(content):
                     raise ValueError(f"it calls {part!r:.80}, which is no operation of torch")
                 if key == "expr_str" and not _is_size(part):
                     raise ValueError(f"it has a size {part!r:.80}")
-            pending += value.values()
-        elif isinstance(value, str) and "default_factory" in value:
-            raise ValueError("it makes dictionaries of types that it names")
+            pending += [*value, *value.values()]
+        elif isinstance(value, str):
+            if IMPORTS.search(value):
+                raise ValueError("it names modules to import")
+            # Texts hold JSON, in which escapes may spell these names, and that texts again.
+            with contextlib.suppress(json.JSONDecodeError):
+                pending.append(json.loads(value))
     return json.dumps(graph).encode()
 
 
