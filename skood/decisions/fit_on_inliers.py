@@ -187,7 +187,7 @@ class FitOnInliers(OneState, MetaEstimatorMixin, BaseEstimator):
         return self
 
     @property
-    def offset_(self):
+    def offset_(self) -> float:
         """The threshold of the fitted clone, wherever that is moved to."""
         if not self.higher_is_outlier:
             return self.estimator_.offset_
