@@ -1,128 +1,22 @@
 """Comparing rows with a bank of rows, by their largest inner products: exact, or by faiss."""
 
 import logging
-import platform
-from functools import cache, cached_property
+from functools import cached_property
 
 import numpy as np
 import torch
-from torch.backends import mkldnn
-from torch.nn.functional import linear, pad
 
 from skood._warnings import warn
 from skood.learning.blocks import takes_plain_path
 from skood.learning.learning import LearningScorer
+from skood.learning.products import reduce_largest
 from skood.learning.reservoir import Reservoir
 
 logger = logging.getLogger("skood")
-# Inner products are taken in tiles of at most this many queries and bank rows: 4 MiB of float32,
-# which stay in a CPU's cache. A GPU would wait for the next tile: its tiles are wider, 64 MiB.
-TILE, GPU_TILE_COLUMNS = 1024, 16 * 1024
 # The rows that set the threshold are compared with the bank, which takes most of the time of `fit`:
 # 20 000 took 94 % of it for a bank of 100 000. With these the share of false alarms of a 5 %
 # threshold has a standard error of 0.28 %.
 THRESHOLD_ROWS = 6_000
-
-
-@cache
-def is_intel():
-    """Tell whether the processor is Intel's."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            return "GenuineIntel" in file.read()
-    except OSError:
-        return "GenuineIntel" in platform.processor()
-
-
-def inner_products(queries, rows):
-    """Return the inner product of each query with each row."""
-    is_single = (queries.device.type, queries.dtype) == ("cpu", torch.float32)
-    if is_single and mkldnn.is_available() and not is_intel():
-        # torch multiplies float32 by MKL, which takes twice as long on AMD's processors, and .8 of
-        # the time on Intel's.
-        return linear(queries.to_mkldnn(), rows.to_mkldnn()).to_dense()
-    return queries @ rows.T
-
-
-def k_largest(values, k):
-    """Return the k largest of each row, in any order; the rows may be changed."""
-    if values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64):
-        # A fifth of the time of topk.
-        values.numpy().sort(axis=1)
-        return values[:, -k:]
-    return values.topk(k, sorted=False).values
-
-
-def reduce_largest(reduce, queries, bank, k, own=None, with_rows=False):
-    """Reduce the k largest inner products of each query with the bank, by exact search in tiles.
-
-    On a CPU a tile's columns fall into groups. The k largest products lie within the k groups of
-    the largest maxima, and only groups whose maximum exceeds the k-th best so far matter.
-
-    Parameters
-    ----------
-    reduce : callable
-        Maps the products (n_samples, k), in any order, the queries and the indices of the rows of
-        the bank, or None, to (n_samples,).
-    queries : Tensor of shape (n_samples, D)
-        Rows.
-    bank : Tensor of shape (n_bank, D)
-        Rows, best in random order: sorted by class, later rows keep exceeding earlier ones.
-    k : int
-        At most n_bank, less one with `own`.
-    own : Tensor of shape (n_samples,), dtype int64, default=None
-        The bank row to leave out for each query; -1 for none.
-    with_rows : bool, default=False
-        Whether `reduce` wants the indices.
-
-    Returns
-    -------
-    reduced : Tensor of shape (n_samples,), dtype float64
-        In blocks, so that of many queries not all products are kept.
-    """
-    reduced = torch.empty(len(queries), dtype=torch.float64, device=queries.device)
-    on_cpu = queries.device.type == "cpu"
-    n_columns = TILE if on_cpu else GPU_TILE_COLUMNS
-    group_size = 16 if k <= 32 else 8
-    # The k best of a block of queries are no larger than a tile.
-    n_queries = max(1, TILE * TILE // max(k, TILE))
-    for start in range(0, len(queries), n_queries):
-        block = queries[start : start + n_queries]
-        best = block.new_full((len(block), k), -torch.inf)
-        found = torch.zeros_like(best, dtype=torch.int64) if with_rows else None
-        for first in range(0, len(bank), n_columns):
-            tile = inner_products(block, bank[first : first + n_columns])
-            if own is not None:
-                column = own[start : start + n_queries] - first
-                row = ((column >= 0) & (column < tile.shape[1])).nonzero().squeeze(1)
-                tile[row, column[row]] = -torch.inf
-            if not on_cpu:
-                candidates, columns = tile.topk(min(k, tile.shape[1]), sorted=False)
-                best, at = torch.cat([best, candidates], 1).topk(k, sorted=False)
-                if found is not None:
-                    found = torch.cat([found, first + columns], 1).gather(1, at)
-                continue
-            if tile.shape[1] % group_size:
-                tile = pad(tile, (0, -tile.shape[1] % group_size), value=-torch.inf)
-            # Columns j, j + n, j + 2n, ... are a group: maxima over an outer axis are faster.
-            tile = tile.view(len(block), group_size, -1)
-            maxima = tile.amax(1)
-            n_better = (maxima > best.amin(1, keepdim=True)).sum(1)
-            rows = n_better.nonzero().squeeze(1)
-            if len(rows):
-                n_groups = min(k, int(n_better.max()))
-                groups = maxima[rows].topk(n_groups, sorted=False).indices
-                candidates = tile[rows.unsqueeze(1), :, groups].flatten(1)
-                candidates = torch.cat([best[rows], candidates], 1)
-                if found is None:
-                    best[rows] = k_largest(candidates, k)
-                else:
-                    best[rows], at = candidates.topk(k, sorted=False)
-                    columns = torch.arange(group_size, device=groups.device) * tile.shape[2]
-                    columns = (first + groups[:, :, None] + columns).flatten(1)
-                    found[rows] = torch.cat([found[rows], columns], 1).gather(1, at)
-        reduced[start : start + n_queries] = reduce(best.double(), block, found)
-    return reduced
 
 
 def import_faiss():

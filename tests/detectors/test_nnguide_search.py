@@ -15,7 +15,8 @@ from sklearn.base import clone
 
 from skood import NNGuideDetector
 from skood.detectors.head.nnguide import mean
-from skood.learning.neighbours import TILE, reduce_found, reduce_largest
+from skood.learning.neighbours import reduce_found
+from skood.learning.products import TILE, reduce_largest
 
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-14}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -35,6 +36,13 @@ def assert_exact(queries, bank, k, own=None):
     found = reduce_largest(mean, queries, bank, k, own)
     assert found.dtype == torch.float64
     expected = sorted_mean(queries, bank, k, own)
+    assert_allclose(found, expected, rtol=0, atol=TOLERANCE[queries.dtype])
+
+    def mean_of_rows(products, block, rows):
+        assert rows.sort(1).values.diff(dim=1).ne(0).all()
+        return (block[:, None].double() * bank[rows].double()).sum(2).mean(1)
+
+    found = reduce_largest(mean_of_rows, queries, bank, k, own, with_rows=True)
     assert_allclose(found, expected, rtol=0, atol=TOLERANCE[queries.dtype])
 
 
@@ -92,7 +100,7 @@ def test_blocks_of_queries(rng, n_queries, dtype):
 
 @pytest.mark.parametrize("k", [1, 40])
 def test_queries_stay_apart_where_k_makes_their_blocks_small(rng, k, monkeypatch):
-    monkeypatch.setattr("skood.learning.neighbours.TILE", 8)
+    monkeypatch.setattr("skood.learning.products.TILE", 16)
     bank = unit(rng, 50, 3)
     assert_exact(bank, bank, k, torch.arange(50))
 

@@ -11,7 +11,8 @@ from skood.estimators.parameters import param
 from skood.functional import lengths, radial
 from skood.learning.blocks import takes_plain_path
 from skood.learning.moments import check_squares
-from skood.learning.neighbours import TILE, BankScorer
+from skood.learning.neighbours import BankScorer
+from skood.learning.products import TILE
 
 
 def distances(queries, bank, found):

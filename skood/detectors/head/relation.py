@@ -10,7 +10,8 @@ from skood.estimators.network_estimator import PoolsLayer
 from skood.estimators.parameters import param
 from skood.functional import radial, tempered
 from skood.learning.blocks import takes_plain_path
-from skood.learning.neighbours import TILE, BankScorer, inner_products
+from skood.learning.neighbours import BankScorer
+from skood.learning.products import TILE, inner_products
 
 
 class RelationScorer(BankScorer):
