@@ -8,12 +8,15 @@ from torch import nn
 
 from skood._warnings import warn
 from skood.functional import all_finite
-from skood.learning.blocks import takes_plain_path
+from skood.learning.blocks import block_rows, takes_plain_path
 from skood.learning.moments import OVERFLOW
 
 # How many white dimensions of each class one product computes. Of 256 dimensions, slices of 64 take
 # .63 of all multiplications, of 32 .56; 16 gains no more.
 SLICE_COLUMNS = 32
+# A product is of as many classes as stay in cache with it. Blocks of rows that are small enough for
+# products with 1000 classes at once wait for the factors of all: 1.6 times as long.
+PRODUCT_BYTES = 4 * 2**20
 # After so many slices far classes are dropped, if at most this share of all pairs of a row and a
 # class are near: finishing these one by one then costs less than going on with all pairs.
 LEADING_SLICES, NEAR_SHARE = 2, 0.25
@@ -238,7 +241,8 @@ def log_joint(rows, stacked, log_scales, margin, left_out=None):
         white = rows @ stacked.flatten(1)
         return values(squared_norms(white.view(-1, n_slices, n_classes, width)).sum(1))
     squares = shrink.new_zeros(len(rows), n_classes)
-    white = rows.new_empty(len(rows), n_classes * width)
+    size = block_rows(len(rows) * width * rows.itemsize, rows.device, PRODUCT_BYTES)
+    white = rows.new_empty(len(rows) * width * min(size, n_classes))
     for i in range(n_slices):
         # On a GPU finishing classes one by one takes four times as long as all of the work.
         if i == LEADING_SLICES and n_classes > 1 and rows.device.type == "cpu":
@@ -258,8 +262,11 @@ def log_joint(rows, stacked, log_scales, margin, left_out=None):
                     return values(finished + _later_squares(rows, stacked, near))
         # Rows of a triangular factor below its diagonal do not enter: .56 of the work for 8 slices.
         used = 1 + (i + 1) * width
-        torch.mm(rows[:, :used], stacked[:used, i].flatten(1), out=white)
-        squares += squared_norms(white.view(-1, n_classes, width))
+        columns = stacked[:used, i].split(size, 1)
+        for part, some in zip(squares.split(size, 1), columns, strict=True):
+            out = white[: part.numel() * width].view(len(rows), -1)
+            torch.mm(rows[:, :used], some.flatten(1), out=out)
+            part += squared_norms(out.view(*part.shape, width))
     return values(squares)
 
 
@@ -321,8 +328,8 @@ def nearest_squared_distance(rows, means):
     """
     if takes_plain_path(rows):
         return squared_distances(rows, means).amin(1)
-    sizes = rows.square().sum(1)
-    nearest = sizes - torch.addmm(-means.square().sum(1), rows, means.T, alpha=2).amax(1)
+    sizes = squared_norms(rows)
+    nearest = sizes - torch.addmm(-squared_norms(means), rows, means.T, alpha=2).amax(1)
     suspects = (~(nearest > CANCELLED * sizes)).nonzero()[:, 0]
     if len(suspects):
         nearest[suspects] = squared_distances(rows[suspects], means).amin(1)

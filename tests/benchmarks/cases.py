@@ -160,6 +160,7 @@ def gmm(setting):
     apart = GMMDetector().fit(*make(seed=1, distance=30))
     X_apart, _ = make(seed=2, distance=30)
     yield Pair("separated / GEMM", partial(apart.score_samples, X_apart), gemm, target=0.35)
+    yield gaussians_of(setting.pick(1_000, 200), D, device)
     loops = partial(yardsticks.gaussians_fit, train, labels, K)
     yield Pair("fit / float64 loops, threshold", fit, loops, target=0.8)
     loops = partial(yardsticks.gaussians_by_class, train, labels, K)
@@ -170,6 +171,20 @@ def gmm(setting):
     yield Figure("peak of score", partial(peak_mib, score, device), target=64, unit="MiB")
     yield Figure("peak of fit", partial(peak_mib, fit, device), unit="MiB")
     yield Figure("float32 error, ill-conditioned", partial(ill_conditioned, device), target=1e-4)
+
+
+def gaussians_of(K, D, device):
+    """Compare the scores of many Gaussians with the product, by blocks that fit into memory."""
+    detector = GMMDetector().fit(*classes(5 * K, D, K, device=device))
+    X, _ = classes(2_000, D, K, seed=2, device=device)
+    stacked = normal(D, K * D).to(device)
+
+    def gemm():
+        for block in X.split(500):
+            torch.mm(block, stacked)
+
+    score = partial(detector.score_samples, X)
+    return Pair(f"{K} classes / GEMM", score, gemm, target=0.85)
 
 
 def ill_conditioned(device):

@@ -335,6 +335,8 @@ def test_gmm_leaves_out_only_what_does_not_matter(
     monkeypatch.setattr(
         gaussians, "_later_squares", lambda *args: calls.append(args) or later(*args)
     )
+    # Products of three classes, of six in float32.
+    monkeypatch.setattr(gaussians, "PRODUCT_BYTES", 3 * 8 * 32 * len(new))
     scores = detector.score_samples(new)
     assert len(calls) == len(finished)
     assert_parity(scores, gmm_scores(gmm_fit(Z, y, reg_covar=0.01), new, criterion), dtype)

@@ -12,7 +12,6 @@ from skood.functional import clip_to, radial
 from skood.learning.blocks import block_rows, score_in_blocks, takes_plain_path
 from skood.learning.gaussians import (
     LARGEST_STRETCH,
-    SLICE_COLUMNS,
     check_memory,
     distances_without_own,
     factor_covariance,
@@ -151,9 +150,8 @@ class GMMScorer(LearningScorer):
     def _row_bytes(self):
         """What scoring a row takes."""
         n_classes, n_features = self.means.shape
-        # In float64: the features and what becomes of them, distances, and a slice of all classes.
-        columns = 6 + (SLICE_COLUMNS if self.covariance_type == "full" else 0)
-        return 8 * (5 * n_features + columns * n_classes)
+        # In float64: the features and what becomes of them, and distances.
+        return 8 * (5 * n_features + 6 * n_classes)
 
     def _joint(self, features, left_out=None):
         """Return the logarithms of weight times density but for a constant, (n_samples, K).
