@@ -287,7 +287,7 @@ def squared_norms(vectors):
     return torch.linalg.vector_norm(vectors, dim=-1).double().square()
 
 
-def squared_distances(rows, means, center=None):
+def squared_distances(rows, means, center=None, mean_sizes=None):
     """Return squared Euclidean distances (n_samples, K), exact to 11 digits.
 
     Parameters
@@ -298,6 +298,8 @@ def squared_distances(rows, means, center=None):
         Others.
     center : Tensor of shape (D,), default=None
         A point near them. None: 0.
+    mean_sizes : Tensor of shape (K,), default=None
+        Squared lengths of the means less the center, where these are known.
     """
     if torch.compiler.is_exporting():
         # No branches on data.
@@ -308,7 +310,8 @@ def squared_distances(rows, means, center=None):
     sizes = squared_norms(x)[:, None]
     # A tenth of the time of sums of squared differences, which are needed where this cancels. Where
     # squares overflow it is infinite or NaN.
-    distances = torch.addmm(squared_norms(mu), x, mu.T, alpha=-2).add_(sizes)
+    mean_sizes = squared_norms(mu) if mean_sizes is None else mean_sizes
+    distances = torch.addmm(mean_sizes, x, mu.T, alpha=-2).add_(sizes)
     suspects = (~(distances.amin(1, keepdim=True) > CANCELLED * sizes)).nonzero()[:, 0]
     if len(suspects):
         # |μ| is that of x where they are near.

@@ -1,7 +1,6 @@
 """CF-OOD: the share of training rows that are nearer to a training row than a new row is."""
 
 import math
-from functools import partial
 from numbers import Real
 
 import torch
@@ -11,7 +10,7 @@ from skood.estimators.kinds import FeatureDetector, KeepsBank
 from skood.estimators.parameters import param
 from skood.functional import lengths, radial
 from skood.learning.blocks import block_rows, score_in_blocks
-from skood.learning.gaussians import squared_distances
+from skood.learning.gaussians import squared_distances, squared_norms
 from skood.learning.moments import check_squares
 from skood.learning.neighbours import BankScorer
 
@@ -30,7 +29,7 @@ class CFOODScorer(BankScorer):
         super().__init__(1, bank_size, "exact")
         self.share, self.normalize = share, normalize
         # Made of the bank where they are needed: of n rows they may be n² numbers.
-        self._distances = None
+        self._distances = self._centred = None
 
     def check(self, inputs):
         """Raise if squares would overflow."""
@@ -44,7 +43,7 @@ class CFOODScorer(BankScorer):
     def finalize(self, state, classes):
         """Store the bank."""
         super().finalize(state, classes)
-        self.center, self._distances = self.bank.double().mean(0), None
+        self.center, self._distances, self._centred = self.bank.double().mean(0), None, None
 
     def _sorted_distances(self):
         """Return squared distances (n_shares - 1, n) of rows of the bank to others, and shares.
@@ -72,21 +71,31 @@ class CFOODScorer(BankScorer):
     def compare(self, inputs, k, own=None):
         """Score features; a row of the bank against the others."""
         rows = self.bank_rows(*inputs)
-        score = partial(self._score, self.bank - self.center)
         if torch.compiler.is_exporting():
-            return score(rows)
+            return self._score(rows)
         if own is None:
             own = torch.full((len(rows),), -1, device=rows.device)
-        return score_in_blocks(score, 4 * 8 * len(self.bank), rows, own)
+        return score_in_blocks(self._score, 3 * 8 * len(self.bank), rows, own)
 
-    def _score(self, bank, rows, own=None):
-        """Score rows of a block by the centred bank: all are in it, or none."""
-        far = squared_distances(rows.double() - self.center, bank).sqrt()
-        # Equal rows, or equal distances, differ by rounding: they are not nearer.
-        ulps = 100 * torch.finfo(self.bank.dtype).eps
-        far = (far * (1 - ulps) - ulps * lengths(rows)[:, None]).clamp(min=0).square()
+    def _centred_bank(self):
+        """Return the bank around its mean, in float64, and squared lengths of its rows.
+
+        Made once: for each batch that took longer than all the rest.
+        """
+        if self._centred is None or self._centred[0].device != self.bank.device:
+            bank = self.bank - self.center
+            self._centred = bank, squared_norms(bank)
+        return self._centred
+
+    def _score(self, rows, own=None):
+        """Score rows of a block: all are in the bank, or none."""
+        bank, sizes = self._centred_bank()
         distances, shares = self._sorted_distances()
-        far, n = far.to(distances.dtype), len(bank)
+        far = squared_distances(rows.double() - self.center, bank, mean_sizes=sizes)
+        far, n = far.to(distances.dtype).sqrt_(), len(bank)
+        # Equal rows, or equal distances, differ by rounding: they are not nearer.
+        ulps = 100 * torch.finfo(far.dtype).eps
+        far.mul_(1 - ulps).sub_(ulps * lengths(rows)[:, None]).clamp_(min=0).square_()
         if own is not None and bool((own >= 0).any()):
             # The row itself counts as farthest.
             far[torch.arange(len(own), device=own.device), own] = torch.inf
@@ -98,10 +107,13 @@ class CFOODScorer(BankScorer):
         # bisection: a quarter of the time of counting for all rows of the bank and selecting.
         least = torch.zeros_like(far[:, 0], dtype=torch.int64)
         most = least + len(distances)
+        not_nearer = torch.empty_like(far)
         for _ in range(len(distances).bit_length()):
             middle = (least + most) // 2
             at = middle.clamp(max=len(distances) - 1)
-            is_enough = (distances[at] >= far).sum(1) >= k
+            # As numbers: with booleans, whose sum is slow, it takes twice as long.
+            torch.ge(distances[at], far, out=not_nearer)
+            is_enough = not_nearer.sum(1) >= k
             # The last share is beyond all distances.
             is_enough |= middle == len(distances)
             least = torch.where(is_enough, least, middle + 1)
