@@ -84,6 +84,7 @@ CHECKS_OF_SETTINGS = {
 CHECKS_OF_INPUT = {
     *("check_kind_of_input", "check_dtypes", "check_memmap", "check_bad_X_and_y"),
     *("check_bad_X_after_fit", "check_ood_rows_are_left_out_and_counted"),
+    *("check_array_api_input", "check_array_api_mixed_inputs"),
 }
 CHECKS_INSIDE_OF_NETWORKS = {
     *("check_network_is_untouched", "check_network_is_untouched_when_fit_fails"),

@@ -26,7 +26,7 @@ from torch.utils.data import (
 from skood import ASHDetector, FeatureExtractor, GMMDetector, LayersDetector, NACDetector
 from skood.ensemble import EnsembleDetector
 from tests.networks import Segmenter, SmallCNN, sample_inputs, seeded
-from tests.registry import DEFAULTS, IN_NETWORKS, each
+from tests.registry import DEFAULTS, IN_NETWORKS, KINDS, each, name_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:The features are signed", "ignore:k=")
 
@@ -66,11 +66,19 @@ def as_stream(kind, X, y):
     }[kind]
 
 
-KINDS = ["Dataset", "DataLoader", "IterableDataset", "loader of IterableDataset"]
+STREAMS = ["Dataset", "DataLoader", "IterableDataset", "loader of IterableDataset"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@each(IN_NETWORKS)
+def cases():
+    """Return detectors in networks and streams: of a kind of detector one gets all in CI."""
+    for detector in IN_NETWORKS:
+        for kind in STREAMS:
+            often = type(detector) in KINDS or kind == "DataLoader"
+            marks = [] if often else [pytest.mark.nightly]
+            yield pytest.param(detector, kind, id=f"{name_of(detector)}-{kind}", marks=marks)
+
+
+@pytest.mark.parametrize(("detector", "kind"), cases())
 def test_a_stream_gives_what_the_array_gives(detector, kind, images):
     """OOD rows among it; whatever the batches are."""
     X, y = images

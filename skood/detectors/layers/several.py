@@ -271,7 +271,7 @@ class LayersDetector(ReadsStages, BaseDetector):
     >>> from skood.datasets import load_digits_ood
     >>> from skood.detectors import LayersDetector
     >>> data = load_digits_ood(random_state=0)
-    >>> net = train_digits_network(data.X_train, data.y_train, seed=0).module_
+    >>> net = train_digits_network(data.X_train, data.y_train, max_epochs=10).module_
     >>> detector = LayersDetector(net, detector=GMMDetector()).fit(data.X_train, data.y_train)
     >>> detector.layers_
     ['body.5', 'body']
