@@ -5,6 +5,7 @@ The folder holds
 - ``cifar10_resnet20.th``: weights of a ResNet-20 for CIFAR-10, under "state_dict";
 - ``cifar10_images.npz``: uint8 images (n, 32, 32, 3) in ``train``, ``test``, ``ood_<name>``, and
   labels in ``train_y`` and ``test_y``;
+- ``cifar10_resnet18.pth``: what ``python -m tests.training`` writes, for the task resnet18 alone;
 - ``cifar10_resnet20_features.npz``: what enters the network's last layer for other rows in the same
   entries, and that layer in ``head_weight`` and ``head_bias``;
 - ``cifar10_jpeg_resnet20_features.npz``: the same of compressed images, for many rows;
@@ -36,10 +37,9 @@ from skood.benchmark.results import measure, warm_up
 from skood.datasets import load_digits_ood
 from skood.metrics import confidence_interval
 from skood.metrics.resampling import placements
+from tests import training
 from tests.networks import MLP, CIFARResNet20
 
-# Of the network's training data, a channel.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 N_TEXTS = 1653
 
 
@@ -50,18 +50,17 @@ def read(path):
     return {n: a.astype(np.float32) if a.dtype == np.float16 else a for n, a in arrays.items()}
 
 
-def cifar_network(folder):
-    """Return the ResNet-20 with its weights."""
-    weights = torch.load(folder / "cifar10_resnet20.th", map_location="cpu")["state_dict"]
-    network = CIFARResNet20()
+def with_weights(network, path):
+    """Return a network with the weights of a file."""
+    weights = torch.load(path, map_location="cpu")["state_dict"]
     network.load_state_dict({k.removeprefix("module."): v for k, v in weights.items()})
     return network.eval()
 
 
 def normalised(images):
-    """Return images as the network was trained on them, (n, 3, 32, 32)."""
-    images = (images.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
-    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    """Return images as the networks were trained on them, (n, 3, 32, 32)."""
+    images = torch.from_numpy(images).permute(0, 3, 1, 2)
+    return training.normalised(images).contiguous().numpy()
 
 
 def head(arrays):
@@ -83,11 +82,24 @@ def ood_sets(arrays):
 
 def images(folder):
     """CIFAR-10 images through the network, which has seen the rows of fit."""
+    return with_weights(CIFARResNet20(), folder / "cifar10_resnet20.th"), *cifar10(folder)
+
+
+def resnet18(folder):
+    """Half of these images through a ResNet-18, which has seen the rows of fit compressed."""
+    X, y, fresh, sets = cifar10(folder)
+    network = with_weights(training.resnet18(), folder / "cifar10_resnet18.pth")
+    sets = {name: rows[:500] for name, rows in sets.items()}
+    return network, X[:1000], y[:1000], fresh[:500], sets
+
+
+def cifar10(folder):
+    """Return images and labels to fit, fresh images, and OOD sets."""
     arrays = read(folder / "cifar10_images.npz")
     arrays["ood_noise"] = np.random.default_rng(0).integers(0, 256, (500, 32, 32, 3)).astype("u1")
     train, test = normalised(arrays["train"]), normalised(arrays["test"])
     sets = {name: normalised(rows) for name, rows in ood_sets(arrays).items()}
-    return cifar_network(folder), train, arrays["train_y"], test, sets
+    return train, arrays["train_y"], test, sets
 
 
 def features(folder):
@@ -162,8 +174,8 @@ def components(_):
 
 
 MAIN = (images, features, compressed, texts, digits, perceptron, components)
-# One of three sizes counts in the mean over tasks.
-TASKS = {task.__name__: task for task in (*MAIN, compressed_1k, compressed_50k)}
+# One of three sizes counts in the mean over tasks, and of two networks for the same images one.
+TASKS = {task.__name__: task for task in (*MAIN, compressed_1k, compressed_50k, resnet18)}
 N_FRESH = 3000
 
 

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from skood import EnergyDetector, GMMDetector, KNNDetector, LayersDetector
 from skood.benchmark import Result
-from tests import evidence, settings
+from tests import evidence, settings, training
 from tests.networks import CIFARResNet20, seeded
 
 
@@ -109,6 +110,38 @@ def test_every_detector_that_can_be_made_is_measured():
 def test_the_network_computes_what_it_did(tmp_path):
     write(tmp_path)
     X = torch.from_numpy(evidence.normalised(np.full((2, 32, 32, 3), 128, dtype=np.uint8)))
-    assert torch.equal(evidence.cifar_network(tmp_path)(X), seeded(CIFARResNet20).eval()(X))
+    assert torch.equal(evidence.images(tmp_path)[0](X), seeded(CIFARResNet20).eval()(X))
     # 128 of 255, less the mean and over the deviation of the first channel.
     assert float(X[0, 0, 0, 0]) == pytest.approx((128 / 255 - 0.485) / 0.229, rel=1e-5)
+
+
+def test_images_are_moved_and_mirrored_for_training():
+    images = torch.randint(256, (20, 3, 32, 32), dtype=torch.uint8)
+    moved = training.augmented(images, torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(images, (4, 4, 4, 4))
+    crops = padded.unfold(2, 32, 1).unfold(3, 32, 1).flatten(2, 3)
+    is_crop, is_mirrored = (
+        (crops == kind[:, :, None]).all((-1, -2)).all(1).any(1) for kind in (moved, moved.flip(3))
+    )
+    assert (is_crop ^ is_mirrored).all()
+    assert is_crop.any() and is_mirrored.any()
+
+
+def test_a_network_is_trained_on_a_folder_of_images(tmp_path, monkeypatch, capsys):
+    write(tmp_path)
+    rng = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for number in range(10):
+            folder = tmp_path / part / str(number)
+            folder.mkdir(parents=True)
+            for row in range(4):
+                pixels = rng.integers(60, size=(32, 32, 3)) + 60 * (np.arange(3) == number % 3)
+                Image.fromarray(pixels.astype("u1")).save(folder / f"{row}.png")
+    monkeypatch.setattr(training, "BATCH", 20)
+    monkeypatch.setattr(training, "resnet18", lambda: CIFARResNet20())
+    out = tmp_path / "cifar10_resnet18.pth"
+    monkeypatch.setattr("sys.argv", ["training", str(tmp_path), str(out), "--epochs", "2"])
+    training.main()
+    assert "epoch 2: loss" in capsys.readouterr().out
+    network, train, *_ = evidence.resnet18(tmp_path)
+    assert network(torch.from_numpy(train)).shape == (30, 10)
