@@ -8,6 +8,7 @@ from scipy.special import softmax
 from torch import nn
 
 from skood import IGEOODDetector
+from skood.detectors.features.igeood import FEW_POINTS, MANY_POINTS, PolynomialBounds
 from skood.detectors.logits.softmax_distances import arcs
 from tests.detectors import Method
 
@@ -79,6 +80,35 @@ def test_rows_left_out(few_rows, params, left_out):
     expected = [reference(Z[keep], y[keep], Z[[i]], params)[0] for i, keep in enumerate(rest)]
     found = left_out(IGEOODDetector(identity(n_classes=4), **params), Z, y)
     assert_allclose(found, expected, 1e-9)
+
+
+@pytest.mark.parametrize("spread", [0.3, 3.0])
+def test_many_classes(rng, left_out, spread):
+    """Bounds drop far classes, none that is closest: also of huge rows, and of classes of a row."""
+    y = np.r_[np.arange(60), rng.integers(0, 60, 60)]
+    Z = spread * rng.normal(size=(60, 30))[y] + rng.normal(size=(120, 30))
+    X = np.r_[3 * rng.normal(size=(20, 30)), [np.full(30, 1e25), np.zeros(30)]]
+    params = {"reg_covar": 0.1}
+    detector = IGEOODDetector(**params).fit(Z, y)
+    plain = detector.scorer_(torch.tensor(X, requires_grad=True)).detach()
+    assert_allclose(detector.score_samples(X), plain, 1e-12)
+    few = rng.permutation(120)[:12]
+    rest = [np.arange(120) != i for i in few]
+    expected = [reference(Z[k], y[k], Z[[i]], params)[0] for i, k in zip(few, rest, strict=True)]
+    assert_allclose(np.asarray(left_out(IGEOODDetector(**params), Z, y))[few], expected, 1e-9)
+
+
+@pytest.mark.parametrize("n_points", [FEW_POINTS, MANY_POINTS])
+def test_bounds(rng, n_points):
+    """From below, and the closer the nearer the means lie to each other."""
+    offs = []
+    for spread in (1.0, 0.5):
+        means, rows = (spread * torch.tensor(rng.normal(size=(50, 20))) for _ in range(2))
+        squares = (rows[:, None] - means).asinh().square().sum(2)
+        bounds = PolynomialBounds(means, MANY_POINTS)(rows, n_points)
+        offs.append(squares - bounds)
+        assert offs[-1].min() > 0
+    assert offs[1].max() < offs[0].max() / 2 ** (n_points - 1)
 
 
 def test_predictions_stand_in_for_labels(data, left_out):
