@@ -9,7 +9,7 @@ import torch
 from skood._warnings import warn
 from skood.learning.blocks import takes_plain_path
 from skood.learning.learning import LearningScorer
-from skood.learning.products import reduce_largest
+from skood.learning.products import in_float32, reduce_largest, refines
 from skood.learning.reservoir import Reservoir
 
 logger = logging.getLogger("skood")
@@ -93,6 +93,8 @@ class BankScorer(LearningScorer):
             self.not_exportable = f"index={index!r} is searched by faiss. Use index='exact'."
         # Of the rows of the bank, ascending.
         self.keys = None
+        # A bank of float64 and what `in_float32` makes of it, once that is needed.
+        self._single = None, None
 
     def bank_rows(self, *inputs):
         """Return the rows that the bank keeps of some inputs."""
@@ -129,6 +131,11 @@ class BankScorer(LearningScorer):
     def _faiss_index(self):
         return import_faiss().deserialize_index(self.index_bytes.cpu().numpy())
 
+    def _in_float32(self):
+        if self._single[0] is not self.bank:
+            self._single = self.bank, in_float32(self.bank)
+        return self._single[1]
+
     def reduced(self, reduce, queries, k, own=None, with_rows=False):
         """Return what becomes of the k largest inner products of queries with the bank."""
         if takes_plain_path(queries):
@@ -137,7 +144,8 @@ class BankScorer(LearningScorer):
             return reduce(largest.double(), queries, found)
         if self.index == "exact":
             k = min(k, len(self.bank))
-            return reduce_largest(reduce, queries, self.bank, k, own, with_rows)
+            single = self._in_float32() if refines(queries, len(self.bank), k) else None
+            return reduce_largest(reduce, queries, self.bank, k, own, with_rows, single)
         if own is None:
             own = queries.new_full((len(queries),), -1, dtype=torch.int64)
         index = self._faiss_index

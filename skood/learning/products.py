@@ -8,11 +8,15 @@ import torch
 from torch.backends import mkldnn
 from torch.nn.functional import linear, pad
 
+from skood.functional import lengths
+
 # Inner products are taken in tiles of at most so many squared: 4 MiB of float32, which stay in a
 # CPU's cache. A GPU would wait for the next tile: its tiles are wider, 64 MiB.
 TILE, GPU_TILE_COLUMNS = 1024, 16 * 1024
 # Of so many columns of a tile the maximum tells whether they matter.
 GROUP = 16
+# So many more rows than k are found in float32, so that the last is well below the k-th.
+SPARE = 6
 
 
 @cache
@@ -111,7 +115,47 @@ def search(queries, bank, k, own=None, with_rows=False, memory=None):
     return best, found
 
 
-def reduce_largest(reduce, queries, bank, k, own=None, with_rows=False):
+def in_float32(bank):
+    """Return a bank of float64 in float32, scaled to lengths of at most 1, and the scale."""
+    rows = torch.empty_like(bank, dtype=torch.float32)
+    scale = max(float(lengths(block).amax()) for block in bank.split(TILE))
+    scale = max(scale, torch.finfo(bank.dtype).tiny)
+    for out, block in zip(rows.split(TILE), bank.split(TILE), strict=True):
+        out.copy_(block / scale)
+    return rows, scale
+
+
+def refines(queries, n_bank, k):
+    """Tell whether a search of a bank in float32 and products in float64 of what is found pay."""
+    is_double = (queries.device.type, queries.dtype) == ("cpu", torch.float64)
+    # A product with rows that lie apart takes 50 times as long as one in a tile.
+    return is_double and n_bank >= 200 * (k + SPARE)
+
+
+def refined_search(queries, bank, single, scale, k, own=None, memory=None):
+    """Like `search` of float64 with rows, in .75 of the time: first in float32, see `in_float32`.
+
+    Of rows of length 1 a product of D numbers in float32 is off by (D + 3) eps / 2 at most. Queries
+    whose k-th product is not larger by that than what was left out are searched for in float64.
+    """
+    sizes = lengths(queries).clamp(min=torch.finfo(queries.dtype).tiny)
+    directions = (queries / sizes[:, None]).float()
+    near, found = search(directions, single, k + SPARE, own, True, memory)
+    products = torch.empty_like(near, dtype=queries.dtype)
+    n_columns = max(1, TILE * TILE // queries.numel())
+    for out, rows in zip(products.split(n_columns, 1), found.split(n_columns, 1), strict=True):
+        near_rows = bank.index_select(0, rows.flatten()).view(*rows.shape, -1)
+        out.copy_(torch.bmm(near_rows, queries[:, :, None])[:, :, 0])
+    best, found = k_largest(products, k, found)
+    most = near[:, 0].double() + (queries.shape[1] + 3) / 2 * torch.finfo(near.dtype).eps
+    unsure = (~(best[:, 0] >= most * sizes * scale)).nonzero()[:, 0]
+    if len(unsure):
+        own = None if own is None else own[unsure]
+        best[unsure], found[unsure] = search(queries[unsure], bank, k, own, True)
+    return best, found
+
+
+def reduce_largest(reduce, queries, bank, k, own=None, with_rows=False, single=None):
     """Reduce the k largest inner products of each query with the bank, by exact search in tiles.
 
     On a CPU the first tile is sorted. Of later ones, whose columns fall into groups, only groups
@@ -132,6 +176,8 @@ def reduce_largest(reduce, queries, bank, k, own=None, with_rows=False):
         The bank row to leave out for each query; -1 for none.
     with_rows : bool, default=False
         Whether `reduce` wants the indices.
+    single : tuple of Tensor and float, default=None
+        The bank `in_float32`, where a search in that `refines`.
 
     Returns
     -------
@@ -139,13 +185,19 @@ def reduce_largest(reduce, queries, bank, k, own=None, with_rows=False):
         In blocks, so that of many queries not all products are kept.
     """
     reduced = torch.empty(len(queries), dtype=torch.float64, device=queries.device)
-    # The k best of a block of queries are no larger than a tile.
-    n_queries = max(1, TILE * TILE // max(k, TILE))
-    # Not taken from the system anew for each tile.
-    memory = queries.new_empty(max(k, TILE * TILE)) if queries.device.type == "cpu" else None
+    n_found, dtype = (k, queries.dtype) if single is None else (k + SPARE, torch.float32)
+    # What is found for a block of queries is no larger than a tile.
+    n_queries = max(1, TILE * TILE // max(n_found, TILE))
+    memory = None
+    if queries.device.type == "cpu":
+        # Not taken from the system anew for each tile.
+        memory = queries.new_empty(max(n_found, TILE * TILE), dtype=dtype)
     for start in range(0, len(queries), n_queries):
         block = slice(start, start + n_queries)
         of_block = None if own is None else own[block]
-        best, found = search(queries[block], bank, k, of_block, with_rows, memory)
+        if single is None:
+            best, found = search(queries[block], bank, k, of_block, with_rows, memory)
+        else:
+            best, found = refined_search(queries[block], bank, *single, k, of_block, memory)
         reduced[block] = reduce(best.double(), queries[block], found)
     return reduced

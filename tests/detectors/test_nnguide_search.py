@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 
-from skood import NNGuideDetector
+from skood import KNNDetector, NNGuideDetector
 from skood.detectors.head.nnguide import mean
+from skood.learning import products
 from skood.learning.neighbours import reduce_found
-from skood.learning.products import TILE, reduce_largest
+from skood.learning.products import SPARE, TILE, in_float32, reduce_largest
 
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-14}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -139,6 +140,60 @@ def test_own_rows_at_the_ends_of_tiles(rng, dtype):
     # Left out is the row, not what equals it.
     assert_exact(queries, bank.roll(1, 0), 1, own)
     assert_exact(queries, torch.cat([bank, bank]), 2, own)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    n_queries=st.integers(1, 20),
+    n_bank=st.one_of(st.integers(20, 70), st.integers(TILE - 20, TILE + 20)),
+    k=st.integers(1, 12),
+    spread=st.sampled_from([1, 1e-3, 1e-6, 1e-9, 0]),
+    size=st.sampled_from([1, 1e-200, 1e100]),
+    longest=st.sampled_from([1, 1e6]),
+    leave_out=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_float32_then_float64(n_queries, n_bank, k, spread, size, longest, leave_out, seed):
+    """The digits are those of float64 where rows are alike, equal, zero or of unequal length."""
+    rng = np.random.default_rng(seed)
+    center = unit(rng, 1, 5)
+    queries, bank = (center + spread * unit(rng, n, 5) for n in (n_queries, n_bank))
+    bank[1::7], queries[::5], bank[0] = bank[0], 0, bank[0] * longest
+    own = torch.from_numpy(rng.integers(-1, n_bank, n_queries)) if leave_out else None
+    bank, scale = bank * size, size * longest
+
+    def mean_of_rows(products, block, rows):
+        assert rows.sort(1).values.diff(dim=1).ne(0).all()
+        expected = (block[:, None] * bank[rows]).sum(2)
+        assert_allclose(products, expected, rtol=0, atol=1e-15 * scale)
+        return products.mean(1)
+
+    found = reduce_largest(mean_of_rows, queries, bank, k, own, True, in_float32(bank))
+    expected = sorted_mean(queries, bank, k, own)
+    assert_allclose(found / scale, expected / scale, rtol=0, atol=1e-15)
+
+
+def test_float32_where_what_is_found_just_fills_a_tile(rng):
+    queries, bank = unit(rng, TILE + 1, 3), unit(rng, TILE + SPARE, 3)
+    found = reduce_largest(mean, queries, bank, TILE, single=in_float32(bank))
+    expected = (queries @ bank.T).topk(TILE).values.mean(1)
+    assert_allclose(found, expected, rtol=0, atol=1e-15)
+
+
+def test_large_banks_in_float64_are_searched_in_float32(rng, monkeypatch):
+    searched, search = [], products.search
+
+    def noting(queries, bank, *args):
+        searched.append(queries.dtype)
+        return search(queries, bank, *args)
+
+    monkeypatch.setattr(products, "search", noting)
+    X = rng.normal(size=(200 * (2 + SPARE), 5))
+    X_new = X[:50] + 0.1
+    found = KNNDetector(k=2, normalize=False).fit(X).score_samples(X_new)
+    assert set(searched) == {torch.float32}
+    far = np.linalg.norm(X_new[:, None] - X, axis=2)
+    assert_allclose(found, -np.sort(far, axis=1)[:, 1], rtol=1e-9)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])

@@ -152,8 +152,9 @@ class KNNDetector(SearchesBank, FeatureDetector):
     each other.
 
     Distances are those of differences, after a search by products of centred rows: a common offset
-    of the features takes no digits from them. The same as pytorch-ood's and, but for its squares,
-    OpenOOD's.
+    of the features takes no digits from them. Without `normalize` a large bank is searched in
+    float32, in a copy that is kept too, and what is found is compared in float64. The same as
+    pytorch-ood's and, but for its squares, OpenOOD's.
 
     References
     ----------

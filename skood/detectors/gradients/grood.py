@@ -177,10 +177,11 @@ class GrOODDetector(KeepsBank, HeadDetector):
     -----
     No gradient is computed: it has a closed form, whatever the class. Without y a row's class is
     the predicted one. For the threshold each training row is left out of the bank, and of more
-    than 6000 a sample is compared; prototypes stay. With "noise" `partial_fit` draws by its first
-    rows. With k = 1 the same as OpenOOD's, but for its approximate search and its noise, which it
-    blurs; by default it takes the prototype of OOD validation rows: give their mean features as
-    `ood`. Its ``use_direct_grad`` takes a softmax over one entry.
+    than 6000 a sample is compared; prototypes stay. A large bank is searched in float32, in a copy
+    that is kept too, and what is found is compared in float64. With "noise" `partial_fit` draws by
+    its first rows. With k = 1 the same as OpenOOD's, but for its approximate search and its noise,
+    which it blurs; by default it takes the prototype of OOD validation rows: give their mean
+    features as `ood`. Its ``use_direct_grad`` takes a softmax over one entry.
 
     References
     ----------

@@ -144,10 +144,11 @@ class ActSubDetector(SearchesBank, HeadDetector):
     energy is multiplied by, which an even power of theirs hides. Else both are equal. The variant
     with GEN and that with class prototypes in place of the bank are not offered.
 
-    The bank is kept and searched in float64. For the threshold of ``predict`` a training row is
-    compared to the bank less itself, at the same cut; of more than 6000 rows a random sample of
-    that size is. Signed entries may sum to nearly zero; then the exponent is clipped so that logits
-    stay finite. `NNGuideDetector` says what an `index` finds.
+    The bank is kept in float64. A large one is searched in float32, in a copy that is kept too, and
+    what is found is compared in float64: scores are the same. For the threshold of ``predict`` a
+    training row is compared to the bank less itself, at the same cut; of more than 6000 rows a
+    random sample of that size is. Signed entries may sum to nearly zero; then the exponent is
+    clipped so that logits stay finite. `NNGuideDetector` says what an `index` finds.
 
     References
     ----------
