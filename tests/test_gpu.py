@@ -8,6 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from skood import GMMDetector
+from skood.detectors.features.gmm import GMMScorer
+from skood.estimators import scoring
+
 pytestmark = pytest.mark.cuda
 
 
@@ -97,3 +101,14 @@ def test_modules_and_gradients(pair):
     torch.optim.SGD(moved.parameters(), lr=0.1).step()
     assert all((p != b).any() for p, b in zip(moved.parameters(), before, strict=True))
     assert not any(p.is_cuda for p in moved.cpu().parameters())
+
+
+def test_features_are_scored_at_once(monkeypatch, rng):
+    """A GPU would wait between chunks, which are of the size of a CPU's cache."""
+    X, calls, forward = torch.as_tensor(rng.normal(size=(60, 3))), [], GMMScorer.forward
+    detectors = [(GMMDetector().fit(rows), rows) for rows in (X, X.to("cuda"))]
+    monkeypatch.setattr(GMMScorer, "forward", lambda *args: calls.append(args) or forward(*args))
+    monkeypatch.setattr(scoring, "CHUNK_BYTES", 20 * 3 * 8)
+    on_cpu, on_gpu = (detector.score_samples(rows) for detector, rows in detectors)
+    assert [len(rows) for _, rows in calls] == [20, 20, 20, 60]
+    np.testing.assert_allclose(on_gpu, on_cpu, rtol=1e-9)

@@ -181,8 +181,8 @@ class ScoresRows:
 
 
 def apply(scorer, inputs, network):
-    """Return the scores of a batch, of features in chunks that fit into the cache."""
-    if not network.takes_features:
+    """Return the scores of a batch, of features in chunks that fit into a CPU's cache."""
+    if not network.takes_features or network.device.type != "cpu":
         return scorer(*inputs)
     size = feature_batch_rows(sum(tensor[:1].nbytes for tensor in inputs), CHUNK_BYTES)
     chunks = zip(*(tensor.split(size) for tensor in inputs), strict=True)
