@@ -16,6 +16,7 @@ from skood.learning.gaussians import (
     nearest_to_zero,
     ridges_of,
     squared_norms,
+    triangular_product,
 )
 from skood.learning.learning import LearningScorer
 from skood.learning.moments import ClassMoments, check_squares
@@ -92,10 +93,12 @@ class MahalanobisScorer(LearningScorer):
 
     def _score(self, features):
         """Score rows of a block."""
-        white = (self._scaled(features) - self.center) @ self.projection
+        rows = self._scaled(features) - self.center
         if self.shrinkage is None:
+            white = triangular_product(rows, self.projection)
             scores = -nearest_squared_distance(white, self.means)
         else:
+            white = rows @ self.projection
             nearness = 2 * white @ self.means.T - squared_norms(self.means)
             scores = nearness.amax(1) - (white.square() * self.shrinkage).sum(1)
         # A square that overflows gives minus infinity.
@@ -129,7 +132,9 @@ class MahalanobisScorer(LearningScorer):
         """Score training rows of a block."""
         rows, counts = self._scaled(features), self.moments.counts
         center, factor = self.one_less[0]
-        white, means = ((x - center) @ factor for x in (rows, self.moments.means))
+        white, means = (
+            triangular_product(x - center, factor) for x in (rows, self.moments.means)
+        )
         distances, _ = distances_without_own(white, class_indices, means, counts)
         # A class that loses its only row has no mean left, and is no candidate.
         own = distances.gather(1, class_indices[:, None])
