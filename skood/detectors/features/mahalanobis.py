@@ -132,9 +132,7 @@ class MahalanobisScorer(LearningScorer):
         """Score training rows of a block."""
         rows, counts = self._scaled(features), self.moments.counts
         center, factor = self.one_less[0]
-        white, means = (
-            triangular_product(x - center, factor) for x in (rows, self.moments.means)
-        )
+        white, means = (triangular_product(x - center, factor) for x in (rows, self.moments.means))
         distances, _ = distances_without_own(white, class_indices, means, counts)
         # A class that loses its only row has no mean left, and is no candidate.
         own = distances.gather(1, class_indices[:, None])
