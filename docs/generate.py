@@ -139,6 +139,31 @@ class Benchmarks(FromReport):
         return lines
 
 
+class AtImageNet(FromReport):
+    """A table of what ``python -m tests.benchmarks --cases imagenet --json`` wrote."""
+
+    def lines(self):
+        """Return the table, the fastest detector first."""
+        parts = ["score / head", "peak of score", "fit", "peak of fit", "kept"]
+        by_detector = {}
+        for result in self.report()["results"]:
+            name, part = result["name"].split(": ")
+            by_detector.setdefault(name, {})[part] = result["value"]
+        rows = [
+            [linked(name), *(number(figures.get(part)) for part in parts)]
+            for name, figures in sorted(by_detector.items(), key=lambda item: item[1][parts[0]])
+        ]
+        header = [
+            "detector",
+            "score / head",
+            "its peak, MiB",
+            "fit, s",
+            "its peak, MiB",
+            "kept, MiB",
+        ]
+        return table(header, rows, [38, 14, 14, 14, 14, 14])
+
+
 def mean(values):
     """Return the mean, or None of nothing."""
     values = [value for value in values if value is not None]
@@ -291,4 +316,5 @@ def setup(app):
     app.add_directive("settings", Settings)
     app.add_directive("detectors", Detectors)
     app.add_directive("benchmarks", Benchmarks)
+    app.add_directive("at-imagenet", AtImageNet)
     return {"parallel_read_safe": True}
