@@ -41,14 +41,16 @@ def output(text, suffixes=(".png",)):
     path = Path(text)
     if path.suffix.lower() not in suffixes:
         raise argparse.ArgumentTypeError(f"{text!r} does not end in {' or '.join(suffixes)}")
-    existed = path.exists()
+    # Of a link what it leads to, there or not.
+    target = path.resolve()
+    existed = target.exists()
     try:
         with path.open("ab"):
             pass
     except OSError as error:
         raise argparse.ArgumentTypeError(f"cannot write {text!r}: {error.strerror}") from error
     if not existed:
-        path.unlink()
+        target.unlink()
     return path
 
 

@@ -33,6 +33,9 @@ def open_rows(path, options):
         return ImageRows(path, options)
     if path.lower().endswith(SUFFIXES):
         return TableRows(path, options)
+    for name in ("label_column", "ignore"):
+        if getattr(options, name, None):
+            raise ValueError(f"--{name.replace('_', '-')} is for .csv and .parquet, not {path!r}")
     return ArrayRows(path)
 
 

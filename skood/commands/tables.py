@@ -1,7 +1,9 @@
 """Rows in CSV and parquet files, read in chunks."""
 
 import contextlib
+import zlib
 
+from skood._warnings import warn
 from skood.commands.arrays import RowsOfFile
 from skood.data.arrays import feature_batch_rows
 
@@ -41,10 +43,21 @@ class TableRows(RowsOfFile):
             else:
                 self._file, self.n_rows = None, None
                 first = self.pandas.read_csv(path, header=None, nrows=1, dtype=str)
-                numbers = self.pandas.to_numeric(first.iloc[0], errors="coerce").notna()
-                self._header = None if numbers.all() else 0
-                names = first.iloc[0].tolist() if self._header == 0 else range(first.shape[1])
-                self.columns = list(map(str, names))
+                cells = first.iloc[0].dropna()
+                # As pandas writes columns without names.
+                counted = len(cells) > 1 and cells.tolist() == list(map(str, range(len(cells))))
+                is_data = self.pandas.to_numeric(cells, errors="coerce").notna().all()
+                self._header = None if is_data and not counted else 0
+                names = self.pandas.read_csv(path, nrows=0).columns
+                self.columns = list(map(str, range(len(names)) if self._header is None else names))
+        if self.label is not None and self.label in self.ignored:
+            raise ValueError(f"{self.label!r} is named by both --label-column and --ignore")
+        index = "Unnamed: 0"
+        if hasattr(options, "ignore") and index in self.columns and index not in self.ignored:
+            warn(
+                f"The first column of {path!r} has no name and counts as a feature. If it holds "
+                f"row numbers, as pandas writes them, leave it out: --ignore {index!r}."
+            )
         for name in [*([] if self.label is None else [self.label]), *self.ignored]:
             if name not in self.columns:
                 raise ValueError(
@@ -56,7 +69,7 @@ class TableRows(RowsOfFile):
         """Say which file cannot be read."""
         try:
             yield
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, EOFError, zlib.error) as error:
             # Those of pandas and pyarrow are ValueErrors.
             reason = getattr(error, "strerror", None) or error
             raise ValueError(f"cannot read {self.path!r}: {reason}") from error

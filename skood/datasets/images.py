@@ -46,12 +46,14 @@ class ImageList(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Any:
-        path = self.paths[index]
+        path, pillow = self.paths[index], import_pillow()
         try:
-            with import_pillow().open(path) as opened:
+            with pillow.open(path) as opened:
+                if opened.mode[0] in "IF":
+                    raise ValueError(f"it has more than 8 bits a pixel ({opened.mode}): convert it")
                 image = opened.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
-            # pillow raises these three for damaged files.
+        except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
+            # pillow raises these for damaged files.
             reason = getattr(error, "strerror", None) or error
             raise OSError(f"{self._place(index)}cannot read {path}: {reason}") from error
         image = to_tensor(image) if self.transform is None else self.transform(image)

@@ -3,7 +3,6 @@
 import io
 import zipfile
 
-import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
@@ -40,7 +39,9 @@ def describe_foreign(estimator):
         raise TypeError(
             f"{name} with memory cannot be saved: what it remembers is pickled. Use memory=None."
         )
-    return {"class": "scikit-learn"}, {"skops": torch.from_numpy(np.frombuffer(content, np.uint8))}
+    # A copy, as torch warns of tensors that lie in bytes.
+    held = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    return {"class": "scikit-learn"}, {"skops": held}
 
 
 def restore_foreign(meta, tensors):

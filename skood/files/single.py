@@ -42,6 +42,7 @@ def describe_one(detector, include_model):
         tensors.update({f"network.{key}": value for key, value in held.items()})
     meta = {
         "class": name,
+        "output": state.get("_sklearn_output_config", {}),
         "model": "fitted" if detector._fitted_head else "linear",
         **{
             kind: {key: encode(f"The {key} of {name}", value) for key, value in values.items()}
@@ -88,4 +89,6 @@ def restore_one(meta, tensors, model):
     if issubclass(cls, BaseDetector):
         state.update(_saved_scorer=scorer, _kept_scores=kept)
     detector.__setstate__(state)
+    if meta.get("output"):
+        detector.set_output(**meta["output"])
     return detector
