@@ -453,6 +453,9 @@ def test_checking_the_output_leaves_files_as_they_are(tmp_path):
     old.write_bytes(b"something")
     assert output(str(old)) == old and old.read_bytes() == b"something"
     assert output(str(new)) == new and not new.exists()
+    link = tmp_path / "link.png"
+    link.symlink_to(new)
+    assert output(str(link)) == link and link.is_symlink() and not new.exists()
 
 
 def test_without_pillow_there_is_a_hint(monkeypatch, capsys, tmp_path):

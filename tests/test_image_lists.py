@@ -74,6 +74,21 @@ def test_detectors_take_them_and_images_are_read_when_asked_for(root):
         images[1]
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_more_than_8_bits_are_refused_and_not_cut(dtype, root):
+    Image.fromarray(pixels(0)[..., 0].astype(dtype) * 100).save(root / "dogs" / "4 x.tiff")
+    images = load_image_list(root / "dogs")
+    assert len(images) == 3
+    with pytest.raises(OSError, match=r"cannot read .*4 x.tiff: it has more than 8 bits \(mode"):
+        images[1]
+
+
+def test_an_image_that_is_too_large_is_named(root, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(OSError, match=r"cannot read .*0 x.png: Image size \(36 pixels\) exceeds"):
+        load_image_list(root)[0]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -25,7 +25,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import FunctionTransformer
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from torch import nn
 
 import skood
@@ -170,6 +170,26 @@ def test_the_parameters_of_fit_are_saved(iris, path):
     twin = again(detector.set_params(k=1, model=nn.Linear(4, 2)), path)
     assert (twin.k, twin.model) == (3, None)
     assert_array_equal(twin.score_samples(X), expected)
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_transformers_give_the_frames_that_they_gave(library, images, path):
+    X, net = images[0][:8], seeded(SmallCNN)
+    extractor = FeatureExtractor(net).set_output(transform=library).fit(X)
+    for estimator in (extractor, FrozenEstimator(extractor), Pipeline([("features", extractor)])):
+        expected, found = estimator.transform(X), again(estimator, path, net).transform(X)
+        assert type(found) is type(expected) and not isinstance(found, np.ndarray)
+        assert_array_equal(found, expected)
+    assert isinstance(again(FeatureExtractor(net).fit(X), path, net).transform(X), np.ndarray)
+
+
+@pytest.mark.filterwarnings("error")
+def test_saving_scikit_learns_own_steps_warns_of_nothing(iris, path):
+    torch.set_warn_always(True)
+    try:
+        skood.save(make_pipeline(StandardScaler(), GMMDetector()).fit(*iris), path)
+    finally:
+        torch.set_warn_always(False)
 
 
 def test_named_inputs_and_logits_in_a_dict(path, rng):

@@ -13,7 +13,12 @@ from skood import FeatureExtractor, benchmark
 from skood.benchmark.evaluation import import_for_evaluate
 from skood.commands.arguments import named, output, seed
 from skood.commands.arrays import read_rows
-from skood.commands.images import add_image_options, load_images, read_network
+from skood.commands.images import (
+    IMAGE_OPTIONS,
+    add_image_options,
+    load_images,
+    read_network,
+)
 
 DESCRIPTION = """\
 Fit detectors on features of your own, and tell with confidence intervals how well they separate
@@ -161,6 +166,9 @@ def check_arguments(parser, options):
     if not options.images:
         if missing := [name for name, given in rows.items() if not given]:
             parser.error(f"the following arguments are required: {', '.join(missing)}")
+        for name in ("network", *IMAGE_OPTIONS):
+            if getattr(options, name) is not None:
+                parser.error(f"argument --{name}: only with --images")
     elif any(rows.values()):
         parser.error("argument --images: not allowed with --train, --id and --ood")
     elif "id" not in dict(options.images) or not dict(options.images).keys() - {"id", "train"}:

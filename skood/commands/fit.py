@@ -64,8 +64,9 @@ def add_fit(commands: "argparse._SubParsersAction[Parser]") -> None:
         metavar="FILE",
         help=f"in-distribution rows: {KINDS}. Labels in it, as y of .npz, are used",
     )
-    parser.add_argument("--labels", metavar="FILE", help="a label for each row: .npy or .npz")
-    parser.add_argument("--label-column", metavar="NAME", help="the column of a table with labels")
+    labels = parser.add_mutually_exclusive_group()
+    labels.add_argument("--labels", metavar="FILE", help="a label for each row: .npy or .npz")
+    labels.add_argument("--label-column", metavar="NAME", help="the column of a table with labels")
     parser.add_argument(
         "--ignore", nargs="+", metavar="NAME", help="columns of a table to leave out, such as id"
     )
@@ -155,13 +156,13 @@ def learn(detector, rows, labels, labels_path):
     first = list(itertools.islice(chunks, 2))
     if len(first) < 2 or detector._fits_model:
         X, y = joined([*first, *chunks])
-        with telling(rows, 0, X):
+        with telling(rows, 0, X, y):
             detector.fit(X, y)
         return len(X)
     n_rows = 0
     with tqdm(total=rows.n_rows, desc="fit", unit="row", unit_scale=True, disable=None) as bar:
         for X, y in itertools.chain(iter(first), chunks):
-            with telling(rows, n_rows, X):
+            with telling(rows, n_rows, X, y):
                 detector.partial_fit(X, y)
             bar.update(len(X))
             n_rows += len(X)

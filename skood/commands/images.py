@@ -1,5 +1,6 @@
 """Images and the network that they go through, as several commands take them."""
 
+import argparse
 from pathlib import Path
 
 import torch
@@ -10,6 +11,8 @@ from skood.datasets.images import import_pillow, to_tensor
 from skood.network.programs import read_program
 
 BATCH_ROWS = 128
+# Those that mean nothing to other rows, which may have a network too.
+IMAGE_OPTIONS = ("root", "size", "mean", "std")
 
 
 def add_image_options(parser):
@@ -29,23 +32,43 @@ def add_image_options(parser):
     )
     group.add_argument(
         "--size",
-        type=int,
+        type=size,
         metavar="PIXELS",
         help="scale and crop images to squares of this size (default: as they are)",
     )
-    for name, what in {"mean": "subtracted from", "std": "that divides"}.items():
+    for name, kind, what in (
+        ("mean", float, "subtracted from"),
+        ("std", divisor, "that divides"),
+    ):
         group.add_argument(
             f"--{name}",
             nargs=3,
-            type=float,
+            type=kind,
             metavar=("R", "G", "B"),
             help=f"{what} pixels between 0 and 1, as in training (default: none)",
         )
 
 
+def size(text):
+    """Parse --size."""
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of pixels from 1")
+    return int(text)
+
+
+def divisor(text):
+    """Parse a number of --std."""
+    if not float(text) > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+    return float(text)
+
+
 def read_network(path):
     """Return the network of --network; None without."""
-    return None if path is None else read_program(path)
+    try:
+        return None if path is None else read_program(path)
+    except OSError as error:
+        raise ValueError(f"cannot read {path!r}: {error.strerror}") from error
 
 
 def are_images(path):

@@ -5,8 +5,9 @@ import contextlib
 import numpy as np
 
 from skood.commands.arrays import ArrayRows
-from skood.commands.images import ImageRows, are_images
+from skood.commands.images import IMAGE_OPTIONS, ImageRows, are_images
 from skood.commands.tables import SUFFIXES, TableRows
+from skood.data.labels import is_missing
 
 # How much is read at once: text of scores, and sums in float64, take some times as much.
 CHUNK_BYTES = 4 * 2**20
@@ -27,26 +28,37 @@ def open_rows(path, options):
     ValueError
         If it cannot be read.
     """
+    is_table = path.lower().endswith(SUFFIXES)
+    kinds = {
+        ("label_column", "ignore"): (is_table, "tables, .csv or .parquet"),
+        IMAGE_OPTIONS: (are_images(path), "folders and lists of images"),
+    }
+    for names, (applies, kind) in kinds.items():
+        for name in names:
+            if not applies and getattr(options, name, None) is not None:
+                option = name.replace("_", "-")
+                raise ValueError(f"argument --{option}: only for {kind}, and not for {path!r}")
     if are_images(path):
         if options.network is None:
             raise ValueError(f"{path!r} holds images, which need a network: --network FILE.pt2")
         return ImageRows(path, options)
-    if path.lower().endswith(SUFFIXES):
+    if is_table:
         return TableRows(path, options)
-    for name in ("label_column", "ignore"):
-        if getattr(options, name, None):
-            raise ValueError(f"--{name.replace('_', '-')} is for .csv and .parquet, not {path!r}")
     return ArrayRows(path)
 
 
 @contextlib.contextmanager
-def telling(rows, start, X):
+def telling(rows, start, X, y=None):
     """Say which rows of a file an error is about."""
     try:
         yield
     except (ValueError, TypeError) as error:
         text, where = str(error), f"rows {start} to {start + len(X) - 1}"
-        if "NaN" in text or "infinity" in text:
+        if "Input y" in text:
+            wrong = [is_missing(label) or label in (np.inf, -np.inf) for label in y]
+            where = f"row {start + int(np.argmax(wrong))}"
+            text = "its label is blank or no number. Label every row, OOD rows with -1"
+        elif "NaN" in text or "infinity" in text:
             wrong = ~np.isfinite(np.asarray(X, float).reshape(len(X), -1)).all(axis=1)
             where = f"row {start + int(np.argmax(wrong))}"
             text = "it holds NaN or infinity. Leave such rows out, or fill them in"

@@ -160,7 +160,7 @@ def is_negative(y):
     if y.dtype.kind in "OUS":
         mask = np.array([isinstance(label, Real) and label < 0 for label in y], dtype=bool)
         for label in set(y[~mask].tolist()):
-            if _is_missing(label):
+            if is_missing(label):
                 raise ValueError(
                     "Input y contains NaN or None. Label every row, OOD rows with the number -1."
                 )
@@ -174,7 +174,7 @@ def is_negative(y):
     return np.zeros(len(y), dtype=bool) if y.dtype.kind in "bu" else y < 0
 
 
-def _is_missing(label):
+def is_missing(label):
     """Tell None, NaN and pandas' NA."""
     try:
         return label is None or bool(label != label)

@@ -50,7 +50,8 @@ class ImageList(Dataset):
         try:
             with pillow.open(path) as opened:
                 if opened.mode[0] in "IF":
-                    raise ValueError(f"it has more than 8 bits a pixel ({opened.mode}): convert it")
+                    # pillow would cut all that is above 255.
+                    raise ValueError(f"it has more than 8 bits (mode {opened.mode}): scale to 8")
                 image = opened.convert("RGB")
         except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
             # pillow raises these for damaged files.

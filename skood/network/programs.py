@@ -106,7 +106,7 @@ def _without_pickles(archive):
                 r"|byteorder|\.data/\w+|\.format_version|\.storage_alignment",
                 name,
             ):
-                raise ValueError(f"it holds {name!r:.80}, which is none of a network's parts")
+                raise ValueError(f"it holds {entry.filename!r:.80}, which is no part of a network")
             copy.writestr(entry.filename, content)
     clean.seek(0)
     return clean
