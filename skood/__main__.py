@@ -6,6 +6,7 @@ import sys
 import warnings
 
 from skood.commands import main
+from skood.commands.arguments import in_shell_words
 
 
 @functools.cache
@@ -16,7 +17,7 @@ def show(text):
 
 def show_warning(message, *place):
     """Print a warning without the line of code that gave it."""
-    show(" ".join(str(message).split()))
+    show(in_shell_words(str(message)))
 
 
 def run():

@@ -155,6 +155,27 @@ def test_settings_and_methods_that_need_a_head(here):
     assert skood.load("e.safetensors").covariance_type == "tied"
 
 
+@pytest.mark.parametrize("n_bytes", [400, 2**22])
+def test_rows_that_are_not_learned_from_are_told(n_bytes, here, capsys, monkeypatch):
+    monkeypatch.setattr(fit_command, "CHUNK_BYTES", n_bytes)
+    X, y = rows(90)
+    np.savez("a.npz", X=X, y=np.where(np.arange(90) < 70, y, -1))
+    assert run("fit --features a.npz --detector gmm --out d.safetensors") == 0
+    out = capsys.readouterr().out
+    assert "learned from 70 rows of shape 4, of 3 classes.\n20 with a negative label were" in out
+
+
+def test_messages_name_the_options_of_the_shell(images, here, capsys):
+    skood.save(GMMDetector().fit(*rows(90)), "d.safetensors")
+    np.save("a.npy", rows(9)[0])
+    assert run("score d.safetensors a.npy --network net.pt2") == 2
+    assert "holds all of its GMMDetector: it takes no --network." in capsys.readouterr().err
+    line = "fit --features images/train --network net.pt2 --detector knn --out e.safetensors"
+    assert run(f"{line} --set layer=none") == 2
+    error = capsys.readouterr().err
+    assert "the network has no layer 'none'" in error and "GraphModule" not in error
+
+
 def bad_files():
     """Write files that cannot be used."""
     X, y = rows(60)

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 import skood
-from skood.commands.arguments import Failure, Parser, device, output, seed
+from skood.commands.arguments import Failure, Parser, device, in_shell_words, output, seed
 from skood.commands.digits import run_digits
 from skood.commands.evaluate import add_evaluate
 from skood.commands.fit import add_fit
@@ -47,5 +47,5 @@ def main(arguments=None):
     try:
         return options.run(parser, options)
     except Failure as failure:
-        print(f"{parser.prog}: {' '.join(str(failure).split())}", file=sys.stderr)
+        print(f"{parser.prog}: {in_shell_words(str(failure))}", file=sys.stderr)
         return 1

@@ -11,12 +11,22 @@ class Failure(Exception):
     """What went wrong on the way, after arguments and files were found right."""
 
 
+def in_shell_words(text):
+    """Return a message on one line, which calls a parameter of Python as the commands do."""
+    # A network of a file is a GraphModule.
+    words = {"as `model`": "by --network FILE.pt2", "`model`": "--network"}
+    words |= {"a GraphModule": "one network", "GraphModule": "the network"}
+    for python, shell in words.items():
+        text = text.replace(python, shell)
+    return " ".join(text.split())
+
+
 class Parser(argparse.ArgumentParser):
     """Argument parser whose errors take one line."""
 
     def error(self, message):
         """Print the message and exit with 2."""
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+        self.exit(2, f"{self.prog}: error: {in_shell_words(message)}\n")
 
 
 def seed(text):

@@ -14,6 +14,7 @@ from skood.commands.arguments import Failure, Parser, named, output
 from skood.commands.arrays import read_labels
 from skood.commands.images import Counted, ImageRows, add_image_options, read_network
 from skood.commands.rows import CHUNK_BYTES, KINDS, open_rows, telling
+from skood.data.labels import is_inside
 from skood.files.storage import import_safetensors
 
 EXAMPLES = """\
@@ -106,7 +107,7 @@ def run_fit(parser, options):
         rows = open_rows(options.features, options)
         labels = None if options.labels is None else read_labels(options.labels)
         check_number(labels, rows.n_rows, options.labels)
-        n_rows = learn(detector, rows, labels, options.labels)
+        n_rows, n_learned = learn(detector, rows, labels, options.labels)
         # What is wrong with a threshold is told when it is asked for.
         offset = detector.offset_
     except (ImportError, ValueError, TypeError, OSError, MemoryError) as error:
@@ -118,8 +119,10 @@ def run_fit(parser, options):
     shape = " × ".join(map(str, detector._row_shape))
     known = getattr(detector, "known_classes_", None)
     classes = "without labels" if known is None else f"of {len(known)} classes"
+    left_out = f"{n_rows - n_learned:,} with a negative label were left out.\n"
     print(
-        f"{type(detector).__name__} learned from {n_rows:,} rows of shape {shape}, {classes}.\n"
+        f"{type(detector).__name__} learned from {n_learned:,} rows of shape {shape}, {classes}.\n"
+        f"{left_out if n_learned < n_rows else ''}"
         f"Rows that score below {offset:.6g} are out-of-distribution: about "
         f"{detector.false_alarm_rate:.1%} of fresh in-distribution rows.\nSaved: {options.out}"
     )
@@ -147,18 +150,19 @@ def check_number(labels, n_rows, path):
 
 
 def learn(detector, rows, labels, labels_path):
-    """Let a detector learn from all rows; return how many there are."""
+    """Let a detector learn; return how many rows there are, and how many are in-distribution."""
     if isinstance(rows, ImageRows):
         with tqdm(total=rows.n_rows, desc="fit", unit="image", disable=None) as bar:
             detector.fit(Counted(rows.images, bar), labels)
-        return rows.n_rows
+        y = rows.images.labels if labels is None else labels
+        return rows.n_rows, int(is_inside(y, rows.n_rows, None).sum())
     chunks = labelled(rows, labels, labels_path)
     first = list(itertools.islice(chunks, 2))
     if len(first) < 2 or detector._fits_model:
         X, y = joined([*first, *chunks])
         with telling(rows, 0, X, y):
             detector.fit(X, y)
-        return len(X)
+        return len(X), int(is_inside(y, len(X), None).sum())
     n_rows = 0
     with tqdm(total=rows.n_rows, desc="fit", unit="row", unit_scale=True, disable=None) as bar:
         for X, y in itertools.chain(iter(first), chunks):
@@ -166,7 +170,7 @@ def learn(detector, rows, labels, labels_path):
                 detector.partial_fit(X, y)
             bar.update(len(X))
             n_rows += len(X)
-    return n_rows
+    return n_rows, detector.n_samples_seen_
 
 
 def labelled(rows, labels, labels_path):

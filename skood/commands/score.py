@@ -96,10 +96,7 @@ def run_score(parser, options):
 
 def load(path, model):
     """Return a detector from a file."""
-    try:
-        detector = skood.load(path, model)
-    except ValueError as error:
-        raise ValueError(str(error).replace("as `model`", "by --network FILE.pt2")) from error
+    detector = skood.load(path, model)
     if not hasattr(detector, "score_samples"):
         raise ValueError(f"{path} holds a {type(detector).__name__}, which is no detector")
     return detector
