@@ -189,7 +189,9 @@ def main():
 # %%
 # In the picture, tuning goes from the open circle to the blue one; the upright stroke is what could
 # be reached. Almost all there is to gain is ASH's, whose default is made for wide layers, and on
-# the network that knows the held-out digits the search does not find it.
+# the network that knows the held-out digits the search does not find it. With
+# ``refit=KeepUnlessBetter(pipeline)`` a search keeps the default unless the gain is clear: on that
+# network it kept it in each of nine searches (six folds, three seeds).
 if __name__ == "__main__":
     main()
     plt.show()
