@@ -45,6 +45,9 @@ class ClassMoments(State):
         if self.shape == "mean":
             self._add_means(features, class_indices)
             return
+        if self.shape != "full":
+            self._add_to_all(features.double(), class_indices)
+            return
         # Class-sorted segments: one matrix product a class that is present, where padding all
         # classes to one length would cost the largest class's rows for each of them.
         order = torch.argsort(class_indices, stable=True)
@@ -62,13 +65,27 @@ class ClassMoments(State):
         n_total = n_old + n_new
         self.counts[k] = n_total
         self.means[k] += shift * (n_new / n_total)
-        weight = n_old * n_new / n_total
+        self.scatters[k].addmm_(centred.T, centred)
+        self.scatters[k].addr_(shift, shift, alpha=n_old * n_new / n_total)
+
+    def _add_to_all(self, rows, class_indices):
+        """Merge rows of many classes, whose scatters are one matrix or are diagonals."""
+        present, place, n_new = class_indices.unique(return_inverse=True, return_counts=True)
+        n_old = self.counts[present]
+        n_total = n_old + n_new
+        centred = rows - self.means[class_indices]
+        shifts = torch.zeros_like(self.means[present]).index_add_(0, place, centred)
+        shifts /= n_new[:, None]
+        centred -= shifts[place]
+        self.counts[present] = n_total
+        self.means[present] += shifts * (n_new / n_total)[:, None]
+        between = (n_old * n_new / n_total).sqrt()[:, None] * shifts
         if self.shape == "diag":
-            self.scatters[k] += centred.square().sum(0) + weight * shift.square()
+            self.scatters[present] += between.square()
+            self.scatters.index_add_(0, class_indices, centred.square())
         else:
-            scatter = self.scatters[k if self.shape == "full" else 0]
-            scatter.addmm_(centred.T, centred)
-            scatter.addr_(shift, shift, alpha=weight)
+            between = between[n_old > 0]
+            self.scatters[0].addmm_(centred.T, centred).addmm_(between.T, between)
 
     def _add_means(self, features, class_indices):
         """Add rows to the means, of all classes at once: there may be more of them than rows."""
