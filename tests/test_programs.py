@@ -14,7 +14,7 @@ from torch import nn
 
 from skood import GMMDetector, GradNormDetector
 from skood.network.programs import read_program
-from tests.networks import DenseNetLike, Segmenter, Sequences, WeightNormed
+from tests.networks import DenseNetLike, Segmenter, Sequences
 
 OPEN = ({0: torch.export.Dim.DYNAMIC},)
 
@@ -140,7 +140,11 @@ TRUSTING = [
     *("_convert_indices_from_coo_to_csr.default", "max_pool2d_with_indices_backward.default"),
     *("_segment_reduce_backward.default", "segment_reduce.default", "ctc_loss.IntList"),
     *("choose_qparams_optimized.default", "sparse_coo_tensor.size", "_fused_sgd_.default"),
-    *("native_batch_norm.default", "_native_batch_norm_legit_no_training.default"),
+    *(
+        "_weight_norm.default",
+        "native_batch_norm.default",
+        "_native_batch_norm_legit_no_training.default",
+    ),
     *("set_.source_Tensor_storage_offset", "resize_.default", "from_file.out"),
 ]
 
@@ -205,7 +209,7 @@ def test_an_operator_that_is_refused_reads_outside_of_a_tensor():
 
 
 def test_what_networks_call_is_read(tmp_path):
-    for net in (Segmenter(), DenseNetLike(), WeightNormed(), Sequences()):
+    for net in (Segmenter(), DenseNetLike(), Sequences()):
         X = torch.rand(2, *net.input_shape)
         program = torch.export.export(net.eval(), (X,), dynamic_shapes=OPEN)
         torch.export.save(program, tmp_path / "net.pt2")

@@ -34,9 +34,9 @@ TRUSTING = re.compile(
     r"|((crow|ccol|row|col)_)?indices(_copy)?|values"
 )
 # Of the operators that torch keeps to itself those that exported programs call and that look at
-# their sizes. Batch norm after run_decompositions does not: it reads past the end of its weights.
+# their sizes. Weight norm, and batch norm after run_decompositions, do not: they pass the ends of weights.
 PRIVATE = re.compile(
-    r"_(weight_norm|to_copy|(log_)?softmax|unsafe_(view|index|index_put)|assert_\w+"
+    r"_(to_copy|(log_)?softmax|unsafe_(view|index|index_put)|assert_\w+"
     r"|upsample_\w+_aa|local_scalar_dense)"
 )
 # Where torch imports what a file names: defaults of dictionaries, and enumerations.
