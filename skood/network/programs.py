@@ -34,7 +34,8 @@ TRUSTING = re.compile(
     r"|((crow|ccol|row|col)_)?indices(_copy)?|values"
 )
 # Of the operators that torch keeps to itself those that exported programs call and that look at
-# their sizes. Weight norm, and batch norm after run_decompositions, do not: they pass the ends of weights.
+# their sizes. Weight norm, and batch norm after run_decompositions, do not: they pass the ends of
+# weights.
 PRIVATE = re.compile(
     r"_(to_copy|(log_)?softmax|unsafe_(view|index|index_put)|assert_\w+"
     r"|upsample_\w+_aa|local_scalar_dense)"
