@@ -178,14 +178,17 @@ class GaussianScorer(LearningScorer):
         `units` (n_samples, D) are the rows' own; by these squared distances shrink at most by a
         factor. What was found, and what is near, may be changed.
         """
+        if len(self.means) <= FEW_CLASSES:
+            # All at once, in .6 of the time of pairs.
+            distances = gaussian_distances(rows[:, None], self.means, units[:, None])
+            return torch.minimum(found, distances.masked_fill_(~near, torch.inf).amin(1))
         parts = rows, units, near, found
-        if len(self.means) > FEW_CLASSES:
-            self._drop_far(FEW_POINTS, shrink, *parts)
-            left = near.sum(1) > FEW_CLASSES
-            if left.any():
-                rest = [part[left] for part in parts]
-                self._drop_far(MANY_POINTS, shrink, *rest)
-                near[left], found[left] = rest[2:]
+        self._drop_far(FEW_POINTS, shrink, *parts)
+        left = near.sum(1) > FEW_CLASSES
+        if left.any():
+            rest = [part[left] for part in parts]
+            self._drop_far(MANY_POINTS, shrink, *rest)
+            near[left], found[left] = rest[2:]
         for pairs in near.nonzero().split(block_rows(32 * rows.shape[1], rows.device)):
             i, k = pairs.T
             distances = gaussian_distances(rows[i], self.means[k], units[i])
