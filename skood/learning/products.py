@@ -189,7 +189,7 @@ def reduce_largest(reduce, queries, bank, k, own=None, with_rows=False, single=N
     # What is found for a block of queries is no larger than a tile.
     n_queries = max(1, TILE * TILE // max(n_found, TILE))
     memory = None
-    if queries.device.type == "cpu":
+    if is_sorted_by_numpy(queries):
         # Not taken from the system anew for each tile.
         memory = queries.new_empty(max(n_found, TILE * TILE), dtype=dtype)
     for start in range(0, len(queries), n_queries):

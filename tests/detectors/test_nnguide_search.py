@@ -196,6 +196,13 @@ def test_large_banks_in_float64_are_searched_in_float32(rng, monkeypatch):
     assert_allclose(found, -np.sort(far, axis=1)[:, 1], rtol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_what_numpy_does_not_sort(rng, dtype):
+    queries, bank = (unit(rng, n, 5, dtype) for n in (TILE + 1, 2 * TILE))
+    expected = (queries @ bank.T).double().topk(3).values.mean(1)
+    assert_allclose(reduce_largest(mean, queries, bank, 3), expected, rtol=0, atol=1e-2)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_extreme_banks(rng, scale, sign):
