@@ -42,11 +42,8 @@ class ClassMoments(State):
 
     def update(self, features, class_indices):
         """Add rows (n_samples, D) with their class indices (n_samples,)."""
-        if self.shape == "mean":
-            self._add_means(features, class_indices)
-            return
         if self.shape != "full":
-            self._add_to_all(features.double(), class_indices)
+            self._add_to_all(features, class_indices)
             return
         # Class-sorted segments: one matrix product a class that is present, where padding all
         # classes to one length would cost the largest class's rows for each of them.
@@ -68,17 +65,19 @@ class ClassMoments(State):
         self.scatters[k].addmm_(centred.T, centred)
         self.scatters[k].addr_(shift, shift, alpha=n_old * n_new / n_total)
 
-    def _add_to_all(self, rows, class_indices):
-        """Merge rows of many classes, whose scatters are one matrix or are diagonals."""
+    def _add_to_all(self, features, class_indices):
+        """Merge rows of all classes at once: there may be more of them than rows."""
         present, place, n_new = class_indices.unique(return_inverse=True, return_counts=True)
         n_old = self.counts[present]
         n_total = n_old + n_new
-        centred = rows - self.means[class_indices]
-        shifts = torch.zeros_like(self.means[present]).index_add_(0, place, centred)
-        shifts /= n_new[:, None]
-        centred -= shifts[place]
+        centred = features - self.means[class_indices]
+        sums = torch.zeros_like(self.means[present]).index_add_(0, place, centred)
         self.counts[present] = n_total
-        self.means[present] += shifts * (n_new / n_total)[:, None]
+        self.means[present] += sums / n_total[:, None]
+        if self.shape == "mean":
+            return
+        shifts = sums / n_new[:, None]
+        centred -= shifts[place]
         between = (n_old * n_new / n_total).sqrt()[:, None] * shifts
         if self.shape == "diag":
             self.scatters[present] += between.square()
@@ -86,14 +85,6 @@ class ClassMoments(State):
         else:
             between = between[n_old > 0]
             self.scatters[0].addmm_(centred.T, centred).addmm_(between.T, between)
-
-    def _add_means(self, features, class_indices):
-        """Add rows to the means, of all classes at once: there may be more of them than rows."""
-        present, place, n_new = class_indices.unique(return_inverse=True, return_counts=True)
-        shifts = features - self.means[class_indices]
-        sums = torch.zeros_like(self.means[present]).index_add_(0, place, shifts)
-        self.counts[present] += n_new
-        self.means[present] += sums / self.counts[present][:, None]
 
     def merge(self, other):
         """Take in the moments of other rows, whose classes have the same indices."""
