@@ -105,7 +105,7 @@ def factor_covariance(scatter, divisor, ridge, least_ridge, name=None):
 
 def triangular_product(rows, factor):
     """Return rows @ factor of an upper triangular factor, without what lies below its diagonal."""
-    if takes_plain_path(rows):
+    if takes_plain_path(rows) or len(factor) <= TRIANGLE_COLUMNS:
         return rows @ factor
     ends = range(TRIANGLE_COLUMNS, len(factor) + TRIANGLE_COLUMNS, TRIANGLE_COLUMNS)
     parts = factor.split(TRIANGLE_COLUMNS, dim=1)

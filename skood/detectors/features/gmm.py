@@ -25,6 +25,7 @@ from skood.learning.gaussians import (
     squared_norms,
     stack_factors,
     stretch,
+    triangular_product,
 )
 from skood.learning.learning import LearningScorer
 from skood.learning.moments import ClassMoments, check_squares
@@ -162,7 +163,9 @@ class GMMScorer(LearningScorer):
         scales = self._scales(self.log_weights, self.half_log_dets)
         rows = features.double()
         if self.rotation is not None:
-            rows = (rows - self.center) @ self.rotation
+            # Of a tied covariance it is triangular.
+            multiply = triangular_product if self.covariance_type == "tied" else torch.matmul
+            rows = multiply(rows - self.center, self.rotation)
         if self.covariance_type == "full":
             margin = MARGIN if self.criterion == "log_likelihood" else 0.0
             return log_joint(rows, self.factors, scales, margin, left_out)
@@ -276,7 +279,8 @@ class GMMScorer(LearningScorer):
         """Score rows where all classes share what changes."""
         counts, n_rows = self.moments.counts, self.moments.counts.sum()
         (factor,), half_log_det = self.left_out
-        white, means = ((x - self.center) @ factor for x in (features.double(), self.means))
+        rows = features.double()
+        white, means = (triangular_product(x - self.center, factor) for x in (rows, self.means))
         distances, room = distances_without_own(white, class_indices, means, counts)
         at = torch.arange(len(class_indices), device=class_indices.device)
         n_left = counts.repeat(len(class_indices), 1)
