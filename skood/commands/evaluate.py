@@ -13,12 +13,7 @@ from skood import FeatureExtractor, benchmark
 from skood.benchmark.evaluation import import_for_evaluate
 from skood.commands.arguments import named, output, seed
 from skood.commands.arrays import read_rows
-from skood.commands.images import (
-    IMAGE_OPTIONS,
-    add_image_options,
-    load_images,
-    read_network,
-)
+from skood.commands.images import IMAGE_OPTIONS, add_image_options, load_images, read_network
 
 DESCRIPTION = """\
 Fit detectors on features of your own, and tell with confidence intervals how well they separate

@@ -28,17 +28,17 @@ def open_rows(path, options):
     ValueError
         If it cannot be read.
     """
-    is_table = path.lower().endswith(SUFFIXES)
+    is_table, holds_images = path.lower().endswith(SUFFIXES), are_images(path)
     kinds = {
         ("label_column", "ignore"): (is_table, "tables, .csv or .parquet"),
-        IMAGE_OPTIONS: (are_images(path), "folders and lists of images"),
+        IMAGE_OPTIONS: (holds_images, "folders and lists of images"),
     }
     for names, (applies, kind) in kinds.items():
         for name in names:
             if not applies and getattr(options, name, None) is not None:
                 option = name.replace("_", "-")
                 raise ValueError(f"argument --{option}: only for {kind}, and not for {path!r}")
-    if are_images(path):
+    if holds_images:
         if options.network is None:
             raise ValueError(f"{path!r} holds images, which need a network: --network FILE.pt2")
         return ImageRows(path, options)

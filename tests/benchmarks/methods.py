@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from skood import KNNDetector, LayersDetector, NNGuideDetector, ODINDetector
+from skood import ODINDetector
 from skood.learning.learning import LearningScorer
 from tests.benchmarks import yardsticks
 from tests.benchmarks.harness import Figure, Pair, peak_mib, seconds
@@ -95,8 +95,7 @@ def imagenet(setting):
             print(f"  {name}: {str(error).splitlines()[0]:.90}", flush=True)
             continue
         score = partial(fitted.score_samples, X)
-        searching = (KNNDetector, NNGuideDetector, LayersDetector)
-        searches = isinstance(fitted, searching) or hasattr(fitted.scorer_, "bank")
+        searches = any(hasattr(part, "bank") for part in fitted.scorer_.modules())
         yield Figure(f"{name}: fit", lambda s=fit_seconds: s, unit="s")
         if isinstance(fitted.scorer_, LearningScorer):
             kept = sum(b.nbytes for b in fitted.scorer_.buffers()) / 2**20
