@@ -403,14 +403,7 @@ def clip_to(scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return scores.clamp(-limit, limit).to(dtype)
 
 
-def lengths(rows: torch.Tensor, order: float = 2.0) -> torch.Tensor:
-    """Norm of each row (n_samples, D), in float64; its square may overflow or underflow."""
-    rows = rows.double()
-    size = rows.abs().amax(1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
-    return size[:, 0] * torch.linalg.vector_norm(rows / size, ord=order, dim=1)
-
-
-def radial(rows: torch.Tensor, power: float) -> torch.Tensor:
+def radial(rows: torch.Tensor, power: float, dtype: torch.dtype | None = None) -> torch.Tensor:
     """Divide rows by a power of their length.
 
     Parameters
@@ -419,6 +412,8 @@ def radial(rows: torch.Tensor, power: float) -> torch.Tensor:
         Vectors. The square of their length may overflow or underflow.
     power : float
         0 leaves them, 1 gives them length 1.
+    dtype : torch.dtype, default=None
+        Of the result, and in which to compute. None: that of the rows.
 
     Returns
     -------
@@ -433,15 +428,19 @@ def radial(rows: torch.Tensor, power: float) -> torch.Tensor:
     tensor([[0.6000, 0.8000],
             [0.0000, 0.0000]])
     """
+    # Squares of float32 neither overflow float64 nor underflow.
+    is_safe = dtype == torch.float64 != rows.dtype and not torch.compiler.is_exporting()
+    rows = rows if dtype is None else rows.to(dtype)
     if power == 0:
         return rows
     # Where everything is below the smallest normal number a division would give inf. In ONNX the
     # smallest of float64 is 0.
     tiny = torch.finfo(torch.float32 if torch.compiler.is_exporting() else rows.dtype).tiny
-    if rows.device.type == "cpu" and not torch.compiler.is_exporting():
+    if is_safe or (rows.device.type == "cpu" and not torch.compiler.is_exporting()):
         norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
         # Squares are far from both ends: half of the time.
-        if bool(((norm > 1e3 * tiny**0.5) & (norm < 1e-3 * tiny**-0.5)).all()):
+        if is_safe or bool(((norm > 1e3 * tiny**0.5) & (norm < 1e-3 * tiny**-0.5)).all()):
+            norm = norm.clamp(min=tiny)
             return rows / (norm if power == 1 else norm**power)
     size = rows.abs().amax(-1, keepdim=True).clamp(min=tiny)
     scaled = rows / size

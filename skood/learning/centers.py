@@ -3,9 +3,10 @@
 import torch
 from torch.nn.functional import pad
 
-from skood.functional import all_finite, lengths
+from skood.functional import all_finite
 from skood.learning.learning import LearningScorer
 from skood.learning.moments import OVERFLOW, check_squares
+from skood.learning.norms import lengths
 from skood.learning.states import State
 
 # A row that is nearer to the mean than this share of the mean's length lies at it: what is left of

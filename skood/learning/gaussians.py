@@ -14,6 +14,8 @@ from skood.learning.moments import OVERFLOW
 # How many white dimensions of each class one product computes. Of 256 dimensions, slices of 64 take
 # .63 of all multiplications, of 32 .56; 16 gains no more.
 SLICE_COLUMNS = 32
+# A GPU takes so many slices at once: of vectors of 32 numbers it computes lengths slowly.
+GPU_SLICES = 4
 # A product is of as many classes as stay in cache with it. Blocks of rows that are small enough for
 # products with 1000 classes at once wait for the factors of all: 1.6 times as long.
 PRODUCT_BYTES = 4 * 2**20
@@ -107,9 +109,12 @@ def triangular_product(rows, factor):
     """Return rows @ factor of an upper triangular factor, without what lies below its diagonal."""
     if takes_plain_path(rows) or len(factor) <= TRIANGLE_COLUMNS:
         return rows @ factor
-    ends = range(TRIANGLE_COLUMNS, len(factor) + TRIANGLE_COLUMNS, TRIANGLE_COLUMNS)
-    parts = factor.split(TRIANGLE_COLUMNS, dim=1)
-    return torch.cat([rows[:, :n] @ part[:n] for n, part in zip(ends, parts, strict=True)], 1)
+    white = rows.new_empty(len(rows), factor.shape[1])
+    for start in range(0, factor.shape[1], TRIANGLE_COLUMNS):
+        stop = start + TRIANGLE_COLUMNS
+        part = factor[:stop, start:stop]
+        torch.mm(rows[:, :stop], part, out=white[:, start:stop])
+    return white
 
 
 def nearest_to_zero(moments):
@@ -252,9 +257,10 @@ def log_joint(rows, stacked, log_scales, margin, left_out=None):
         white = rows @ stacked.flatten(1)
         return values(squared_norms(white.view(-1, n_slices, n_classes, width)).sum(1))
     squares = shrink.new_zeros(len(rows), n_classes)
-    size = block_rows(len(rows) * width * rows.itemsize, rows.device, PRODUCT_BYTES)
-    white = rows.new_empty(len(rows) * width * min(size, n_classes))
-    for i in range(n_slices):
+    n_at_once = 1 if rows.device.type == "cpu" else min(GPU_SLICES, n_slices)
+    size = block_rows(len(rows) * n_at_once * width * rows.itemsize, rows.device, PRODUCT_BYTES)
+    white = rows.new_empty(len(rows) * n_at_once * width * min(size, n_classes))
+    for i in range(0, n_slices, n_at_once):
         # On a GPU finishing classes one by one takes four times as long as all of the work.
         if i == LEADING_SLICES and n_classes > 1 and rows.device.type == "cpu":
             # Squares only grow: the leading dimensions bound every class from above. Finish the
@@ -272,12 +278,12 @@ def log_joint(rows, stacked, log_scales, margin, left_out=None):
                 if few(near):
                     return values(finished + _later_squares(rows, stacked, near))
         # Rows of a triangular factor below its diagonal do not enter: .56 of the work for 8 slices.
-        used = 1 + (i + 1) * width
-        columns = stacked[:used, i].split(size, 1)
-        for part, some in zip(squares.split(size, 1), columns, strict=True):
-            out = white[: part.numel() * width].view(len(rows), -1)
+        used = 1 + (i + n_at_once) * width
+        columns = stacked[:used, i : i + n_at_once].transpose(1, 2).flatten(2)
+        for part, some in zip(squares.split(size, 1), columns.split(size, 1), strict=True):
+            out = white[: part.numel() * some.shape[2]].view(len(rows), -1)
             torch.mm(rows[:, :used], some.flatten(1), out=out)
-            part += squared_norms(out.view(*part.shape, width))
+            part += squared_norms(out.view(*part.shape, -1))
     return values(squares)
 
 

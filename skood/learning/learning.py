@@ -8,6 +8,8 @@ from torch import nn
 
 from skood.data.arrays import (
     CHUNK_BYTES,
+    FEATURE_BATCH_BYTES,
+    GPU_FEATURE_BATCH_BYTES,
     feature_batch_rows,
     move,
 )
@@ -393,8 +395,9 @@ def batch_rows(rows, network, batch_size):
         return batch_size
     if not network.takes_features:
         return network.batch_rows
-    itemsize = torch.finfo(network.dtype).bits // 8
-    return feature_batch_rows(int(np.prod(rows.row_shape)) * itemsize)
+    row_bytes = int(np.prod(rows.row_shape)) * network.dtype.itemsize
+    n_bytes = FEATURE_BATCH_BYTES if network.device.type == "cpu" else GPU_FEATURE_BATCH_BYTES
+    return feature_batch_rows(row_bytes, n_bytes)
 
 
 def read(rows, body, network, batch_size, notes=()):

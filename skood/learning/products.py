@@ -8,7 +8,7 @@ import torch
 from torch.backends import mkldnn
 from torch.nn.functional import linear, pad
 
-from skood.functional import lengths
+from skood.learning.norms import lengths
 
 # Inner products are taken in tiles of at most so many squared: 4 MiB of float32, which stay in a
 # CPU's cache. A GPU would wait for the next tile: its tiles are wider, 64 MiB.

@@ -8,11 +8,12 @@ import torch
 from skood._compat import Interval
 from skood.estimators.kinds import FeatureDetector, KeepsBank
 from skood.estimators.parameters import param
-from skood.functional import lengths, radial
+from skood.functional import radial
 from skood.learning.blocks import block_rows, score_in_blocks
 from skood.learning.gaussians import squared_distances, squared_norms
 from skood.learning.moments import check_squares
 from skood.learning.neighbours import BankScorer
+from skood.learning.norms import lengths
 
 # Of a larger bank each row keeps its distances to some of the others, not to all.
 MOST_EXACT = 5000

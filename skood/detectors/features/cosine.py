@@ -9,9 +9,10 @@ from skood._compat import Interval, StrOptions
 from skood._typing import RandomState
 from skood.estimators.kinds import FeatureDetector
 from skood.estimators.parameters import param
-from skood.functional import all_finite, clip_to, lengths, radial
+from skood.functional import all_finite, clip_to, radial
 from skood.learning.learning import LearningScorer
 from skood.learning.moments import OVERFLOW, check_squares
+from skood.learning.norms import lengths
 from skood.learning.states import State
 
 
@@ -22,7 +23,7 @@ def cosines(rows, others):
     classes, took three times as long.
     """
     dtype = torch.promote_types(torch.promote_types(rows.dtype, others.dtype), torch.float32)
-    return (radial(rows.to(dtype), 1) @ radial(others.to(dtype), 1).T).double()
+    return (radial(rows, 1, dtype) @ radial(others, 1, dtype).T).double()
 
 
 def plus_lengths(similarities, features, norm_weight):

@@ -10,7 +10,8 @@ from torch import nn
 from skood._compat import Options
 from skood.estimators.kinds import FeatureDetector, LogitScorer
 from skood.estimators.parameters import param
-from skood.functional import clip_to, lengths
+from skood.functional import clip_to
+from skood.learning.norms import lengths
 
 
 def clipped_lengths(features, order):

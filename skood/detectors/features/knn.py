@@ -8,10 +8,11 @@ from torch.nn.functional import pad
 from skood._compat import Interval
 from skood.estimators.kinds import FeatureDetector, SearchesBank
 from skood.estimators.parameters import param
-from skood.functional import lengths, radial
+from skood.functional import radial
 from skood.learning.blocks import takes_plain_path
 from skood.learning.moments import check_squares
 from skood.learning.neighbours import BankScorer
+from skood.learning.norms import lengths
 from skood.learning.products import TILE
 
 

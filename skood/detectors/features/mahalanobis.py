@@ -39,7 +39,7 @@ class MahalanobisScorer(LearningScorer):
         self.clear_cache()
 
     def _scaled(self, features):
-        return radial(features.double(), self.power)
+        return radial(features, self.power, torch.float64)
 
     def check(self, inputs):
         """Raise if squares would overflow."""

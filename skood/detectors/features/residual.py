@@ -24,7 +24,7 @@ class ResidualScorer(LearningScorer):
         self.residual = Residual(n_components)
 
     def _rows(self, features):
-        return radial(features.double(), 1) if self.normalize else features
+        return radial(features, 1, torch.float64) if self.normalize else features
 
     def check(self, inputs):
         """Raise if squares would overflow."""

@@ -13,10 +13,11 @@ from skood._warnings import warn
 from skood.detectors.features.knn import KNNScorer
 from skood.estimators.kinds import HeadDetector, KeepsBank
 from skood.estimators.parameters import param
-from skood.functional import clip_to, energy, lengths, radial
+from skood.functional import clip_to, energy, radial
 from skood.learning.agreement import label_columns
 from skood.learning.gaussians import squared_distances
 from skood.learning.moments import ClassSums
+from skood.learning.norms import lengths
 from skood.learning.reservoir import Reservoir
 from skood.learning.states import State
 

@@ -6,9 +6,9 @@ from torch import nn
 from skood._compat import StrOptions
 from skood.estimators.kinds import HeadDetector
 from skood.estimators.parameters import param
-from skood.functional import lengths
 from skood.learning.blocks import score_in_blocks
 from skood.learning.centers import CentredScorer
+from skood.learning.norms import lengths
 
 # Where a row is at no distance of the mean. Sums of such scores do not overflow.
 LARGEST = 1e300

@@ -3,12 +3,13 @@
 import torch
 
 from skood._warnings import warn
-from skood.functional import clip_to, lengths, radial
+from skood.functional import clip_to, radial
 from skood.learning.agreement import check_some_known, row_columns
 from skood.learning.blocks import score_in_blocks
 from skood.learning.learning import LearningScorer
 from skood.learning.moments import check_squares
 from skood.learning.neighbours import THRESHOLD_ROWS
+from skood.learning.norms import lengths
 from skood.learning.reservoir import Reservoir
 
 
@@ -121,7 +122,7 @@ class HopfieldScorer(LearningScorer):
 
     def _products(self, features, rows):
         # Of lengths apart: the products of rows of 1e200 overflow.
-        directions = radial(features.double(), 1) * self.beta
+        directions = radial(features, 1, torch.float64) * self.beta
         return directions @ rows.double().T * lengths(features)[:, None]
 
     def leave_one_out(self, inputs, class_indices, keys):

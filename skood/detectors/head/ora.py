@@ -8,11 +8,11 @@ import torch
 from skood._compat import StrOptions
 from skood.estimators.kinds import HeadDetector
 from skood.estimators.parameters import param
-from skood.functional import lengths
 from skood.learning.blocks import score_in_blocks
 from skood.learning.gaussians import squared_distances
 from skood.learning.learning import LearningScorer
 from skood.learning.moments import ClassSums, check_squares
+from skood.learning.norms import lengths
 
 # Rows beyond this are shrunk: their logits might overflow, and their angles are those of infinity.
 FAR = 1e100

@@ -4,12 +4,13 @@ import torch
 from torch.nn.functional import pad
 
 from skood.detectors.head.hopfield import warn_of_wrong
-from skood.functional import all_finite, clip_to, lengths, radial
+from skood.functional import all_finite, clip_to, radial
 from skood.learning.agreement import check_some_known, row_columns
 from skood.learning.blocks import score_in_blocks
 from skood.learning.gaussians import squared_distances
 from skood.learning.learning import LearningScorer
 from skood.learning.moments import OVERFLOW, check_squares
+from skood.learning.norms import lengths
 from skood.learning.states import State
 
 
@@ -107,13 +108,13 @@ class PatternScorer(LearningScorer):
         """Return how similar each row is to a pattern of its own, (n_samples, D)."""
         if self.metric == "euclidean":
             return -lengths(features.double() - patterns)
-        return self._with_length((radial(features.double(), 1) * patterns).sum(1), features)
+        return self._with_length((radial(features, 1, torch.float64) * patterns).sum(1), features)
 
     def _similarities(self, features):
         """Return how similar each row is to each class, (n_samples, n_classes)."""
         if self.metric == "euclidean":
             return -squared_distances(features.double(), self.patterns).sqrt()
-        return self._with_length(radial(features.double(), 1) @ self.patterns.T, features)
+        return self._with_length(radial(features, 1, torch.float64) @ self.patterns.T, features)
 
     def _with_length(self, cosines, features):
         if self.metric == "cosine":

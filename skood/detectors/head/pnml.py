@@ -59,7 +59,7 @@ class PNMLScorer(LearningScorer):
 
     def _rows(self, features):
         """Return unit features and a 1 in front of them, whose squares are summed."""
-        return pad(radial(features.double(), 1), (int(self.bias), 0), value=1.0)
+        return pad(radial(features, 1, torch.float64), (int(self.bias), 0), value=1.0)
 
     def init_state(self, inputs, n_classes, n_expected):
         """Return the sum of the outer products of no rows."""
