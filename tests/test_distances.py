@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from skood import GMMDetector, MahalanobisDetector
+from skood.functional import radial
 from skood.learning.gaussians import squared_distances
+from skood.learning.norms import lengths
 
 
 def exact(rows, means):
@@ -57,3 +59,23 @@ def test_two_groups_of_classes_far_from_each_other(rng, kind):
     far = y[:, None] % 2 * np.eye(5)[0]
     near, apart = (detector.fit(X + s * far, y).score_samples(X + s * far) for s in (1e3, 1e7))
     np.testing.assert_allclose(apart, near, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("share", [1, 0.5], ids=["largest", "middle"])
+def test_lengths_of_the_largest_and_the_smallest_numbers(rng, dtype, share):
+    """Their squares overflow, or are 0, in their own dtype."""
+    info = torch.finfo(dtype)
+    directions = torch.from_numpy(rng.uniform(0.3, 1, size=(4, 5))).to(dtype)
+    scales = torch.tensor([info.max**share / 4, info.tiny**share * 4, 1.0, 0.0], dtype=dtype)
+    rows = directions * scales[:, None]
+    expected = np.sqrt(np.square(rows.numpy().astype(np.longdouble)).sum(1, keepdims=True))
+    np.testing.assert_allclose(lengths(rows), expected[:, 0].astype(float), rtol=1e-14)
+    unit = rows.numpy() / np.where(expected == 0, 1, expected)
+    for power in (1, 0.5):
+        found = radial(rows, power, torch.float64)
+        # 1e308 ** 0.5 and what is divided by it have all digits.
+        assert found.dtype == torch.float64
+        np.testing.assert_allclose(
+            found, (unit * expected ** (1 - power)).astype(float), rtol=1e-13, atol=0
+        )

@@ -12,7 +12,7 @@ from sklearn.utils.validation import validate_data
 from skood._compat import array_api_dispatch, get_namespace_and_device, move_to, move_to_numpy
 from skood.functional import all_finite
 
-# A GPU waits for Python between batches: in a CPU's, energies took four times as long as their work.
+# A GPU waits for Python between batches: in a CPU's, energies took four times their own time.
 FEATURE_BATCH_BYTES, GPU_FEATURE_BATCH_BYTES = 32 * 2**20, 256 * 2**20
 # Temporaries of this size stay in cache. Those of a batch of 32 MiB are mapped anew each time: half
 # of the time of ASH and GradNorm on features.

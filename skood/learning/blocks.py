@@ -6,7 +6,7 @@ from sklearn import get_config
 # The memory that a block of rows takes in computations. On a CPU it stays in cache; a GPU computes
 # a small block no faster than a large one: 50 Gaussians took 23 times their products in blocks of
 # 16 MiB.
-BLOCK_BYTES, GPU_BLOCK_BYTES = 16 * 2**20, 512 * 2**20
+BLOCK_BYTES, GPU_BLOCK_BYTES = 16 * 2**20, 2**30
 
 
 def takes_plain_path(*tensors):

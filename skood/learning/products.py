@@ -11,8 +11,8 @@ from torch.nn.functional import linear, pad
 from skood.learning.norms import lengths
 
 # Inner products are taken in tiles of at most so many squared: 4 MiB of float32, which stay in a
-# CPU's cache. A GPU would wait for the next tile: its tiles are wider, 64 MiB.
-TILE, GPU_TILE_COLUMNS = 1024, 16 * 1024
+# CPU's cache. A GPU would wait for the next tile: its tiles are larger, 256 MiB.
+TILE, GPU_TILE_ROWS, GPU_TILE_COLUMNS = 1024, 4 * 1024, 16 * 1024
 # Of so many columns of a tile the maximum tells whether they matter.
 GROUP = 16
 # So many more rows than k are found in float32, so that the last is well below the k-th.
@@ -71,6 +71,24 @@ def k_largest(values, k, columns=None):
     return values.gather(1, at), columns.gather(1, at)
 
 
+def k_largest_of_groups(tile, k, with_columns):
+    """Return the k largest of each row of a tile on a GPU, and their columns, in any order.
+
+    They lie in the k groups of the largest maxima; `topk` of all columns takes six times as long.
+    """
+    if tile.shape[1] % GROUP or tile.shape[1] < 4 * GROUP * k:
+        values, columns = tile.topk(min(k, tile.shape[1]), sorted=False)
+        return values, columns if with_columns else None
+    # Columns j, j + n, j + 2n, ... are a group.
+    groups = tile.view(len(tile), GROUP, -1)
+    largest = groups.amax(1).topk(k, sorted=False).indices[:, None].expand(-1, GROUP, -1)
+    values, at = groups.gather(2, largest).flatten(1).topk(k, sorted=False)
+    if not with_columns:
+        return values, None
+    first = torch.arange(0, tile.shape[1], groups.shape[2], device=tile.device)
+    return values, (largest + first[:, None]).flatten(1).gather(1, at)
+
+
 def exceeding(tile, least, with_columns):
     """Return what exceeds a least value in each row of a tile, filled up, and its columns."""
     if tile.shape[1] % GROUP:
@@ -108,10 +126,11 @@ def search(queries, bank, k, own=None, with_rows=False, memory=None):
             tile[row, own[row] - first] = -torch.inf
         if on_cpu and first:
             values, columns = exceeding(tile, best[:, :1], with_rows)
-        else:
-            columns = torch.arange(tile.shape[1], device=tile.device).expand_as(tile)
-            columns = columns if with_rows else None
+        elif on_cpu:
+            columns = torch.arange(tile.shape[1]).expand_as(tile) if with_rows else None
             values, columns = k_largest(tile, min(k, tile.shape[1]), columns)
+        else:
+            values, columns = k_largest_of_groups(tile, k, with_rows)
         if with_rows:
             columns = first + columns
             columns = columns if found is None else torch.cat([found, columns], 1)
@@ -196,9 +215,9 @@ def reduce_largest(reduce, queries, bank, k, own=None, with_rows=False, single=N
     reduced = torch.empty(len(queries), dtype=torch.float64, device=queries.device)
     n_found, dtype = (k, queries.dtype) if single is None else (k + SPARE, torch.float32)
     # What is found for a block of queries is no larger than a tile.
-    n_queries = max(1, TILE * TILE // max(n_found, TILE))
-    memory = None
-    if is_sorted_by_numpy(queries):
+    on_cpu, memory = is_sorted_by_numpy(queries), None
+    n_queries = max(1, (TILE if on_cpu else GPU_TILE_ROWS) * TILE // max(n_found, TILE))
+    if on_cpu:
         # Not taken from the system anew for each tile.
         memory = queries.new_empty(max(n_found, TILE * TILE), dtype=dtype)
     for start in range(0, len(queries), n_queries):

@@ -483,3 +483,12 @@ def test_unit_rows_are_those_of_scikit_learn(covariance_type, iris):
     rooted = X / np.sqrt(np.linalg.norm(X, axis=1, keepdims=True))
     plain.fit(rooted, y)
     np.testing.assert_allclose(half.score_samples(X), plain.score_samples(rooted), rtol=1e-9)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("n_features", [33, 129, 150])
+def test_a_gpu_multiplies_several_slices_at_once(rng, n_features):
+    X = rng.normal(size=(700, n_features)) @ rng.normal(size=(n_features, n_features))
+    y = np.arange(700) % 3
+    on_cpu, on_gpu = (GMMDetector(device=d).fit(X, y).score_samples(X) for d in ("cpu", "cuda"))
+    np.testing.assert_allclose(on_gpu, on_cpu, rtol=1e-9)

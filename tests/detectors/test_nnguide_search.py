@@ -347,3 +347,36 @@ def test_fits_are_alike_and_the_bank_is_not_in_the_order_of_classes(rng):
     assert sorted(order) == list(range(300))
     # In random order half of the steps go up.
     assert 100 < (np.diff(order) > 0).sum() < 200
+
+
+@pytest.mark.parametrize("n_columns", [16 * 12, 16 * 64, 1000])
+@pytest.mark.parametrize("k", [1, 3, 16])
+def test_the_largest_of_a_tile_lie_in_the_groups_of_the_largest_maxima(rng, k, n_columns):
+    """As a GPU finds them; ties too."""
+    tile = torch.from_numpy(rng.integers(0, 300, size=(20, n_columns)).astype(np.float32))
+    values, columns = products.k_largest_of_groups(tile, k, True)
+    assert_array_equal(values.sort(1).values, tile.sort(1).values[:, -k:])
+    assert_array_equal(tile.gather(1, columns), values)
+    assert columns.sort(1).values.diff(dim=1).ne(0).all()
+    without, none = products.k_largest_of_groups(tile, k, False)
+    assert_array_equal(without.sort(1).values, values.sort(1).values)
+    assert none is None
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("k", [1, 50])
+def test_search_on_a_gpu(rng, k, monkeypatch):
+    monkeypatch.setattr(products, "GPU_TILE_COLUMNS", 2048)
+    queries, bank = (unit(rng, n, 6, torch.float32) for n in (9, 5000))
+    own = torch.arange(9) - 1
+    found = reduce_largest(mean, queries.cuda(), bank.cuda(), k, own.cuda())
+    assert_allclose(found.cpu(), sorted_mean(queries, bank, k, own), rtol=0, atol=3e-6)
+
+
+@DTYPES
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+@pytest.mark.parametrize("is_intel", [True, False])
+def test_products_of_every_processor(rng, is_intel, capability, dtype, monkeypatch):
+    monkeypatch.setattr(products, "is_intel", lambda: is_intel)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert_exact(unit(rng, 30, 5, dtype), unit(rng, 2 * TILE + 9, 5, dtype), 7)
