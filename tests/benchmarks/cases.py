@@ -21,7 +21,7 @@ from skood.learning.learning import learn
 from skood.metrics import auroc_score, fpr_at_tpr_score
 from tests.benchmarks import yardsticks
 from tests.benchmarks.harness import Figure, Pair, peak_mib, seconds
-from tests.benchmarks.methods import imagenet, methods
+from tests.benchmarks.methods import imagenet, methods, roofline
 from tests.networks import ResNet18, seeded
 
 try:
@@ -375,7 +375,7 @@ CASES = {
     case.__name__: case
     for case in (
         *(heads, gradnorm, nac, gmm, nnguide, ash, growth, search, metrics, imports),
-        *(methods, imagenet),
+        *(methods, imagenet, roofline),
     )
 }
-CPU_ONLY = {"metrics", "imports"}
+CPU_ONLY, GPU_ONLY = {"metrics", "imports"}, {"roofline"}

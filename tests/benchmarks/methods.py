@@ -1,10 +1,12 @@
 """Every detector: over the forward pass of a network, and at the size of ImageNet."""
 
+import statistics
 from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from skood import ODINDetector
 from skood.learning.learning import LearningScorer
@@ -23,8 +25,9 @@ TARGETS = {
     **dict.fromkeys(["ODINDetector", "PerturbedDetector"], 3.2),
     "TransformsDetector": 2.1,
     **dict.fromkeys(["GramDetector", "RankFeatDetector"], 1.3),
-    # Two passes forward and one backward, thirty of the head, ...
-    **dict.fromkeys(["AdaSCALEDetector", "MCDropoutDetector", "WeiPerDetector"]),
+    "LayersDetector": 1.05,
+    # Two passes forward and one backward, one of each, thirty of the head, ...
+    **dict.fromkeys(["AdaSCALEDetector", "GAIADetector", "MCDropoutDetector", "WeiPerDetector"]),
 }  # fmt: skip
 
 
@@ -105,3 +108,43 @@ def imagenet(setting):
         yield Figure(f"{name}: peak of score", partial(peak_mib, score, setting.device),
                      target=1024, unit="MiB")  # fmt: skip
         yield Pair(f"{name}: score / head", score, product, target=None if searches else 5)
+
+
+def roofline(setting):
+    """Every detector on rows that lie on a GPU, over the time that its memory or products take.
+
+    Of two times the larger: that of reading the rows once, as fast as a copy reads and writes, and
+    that of the products that the detector takes, as fast as one large product of float32.
+    """
+    n, n_features, device = setting.pick(2**19, 2**17), 512, setting.device
+    train, y = random_rows(20_000, n_features, 10, 1)
+    train = train.to(device)
+    X = torch.randn(n, n_features, device=device).relu_()
+    head = nn.Linear(n_features, 10).to(device)
+    large, copied = X[:8192].tile(1, 16), torch.empty_like(X)
+    byte_seconds = least_seconds(partial(copied.copy_, X), device) / (2 * X.nbytes)
+    product = partial(torch.mm, large, large.T)
+    product_seconds = least_seconds(product, device) / (2 * len(large) ** 2 * large.shape[1])
+    del large, copied
+    for detector in detectors():
+        try:
+            fitted = made(detector, head).fit(train, y)
+        except (TypeError, ValueError) as error:
+            print(f"  {detector.__name__}: {str(error).splitlines()[0]:.90}", flush=True)
+            continue
+        # A bank of 20 000 rows makes many products of each row.
+        rows = X[:: 16 if any(hasattr(part, "bank") for part in fitted.scorer_.modules()) else 1]
+        rows = rows.contiguous()
+        score = partial(fitted.score_samples, rows)
+        with FlopCounterMode(display=False) as counter:
+            score()
+        bound = max(rows.nbytes * byte_seconds, counter.get_total_flops() * product_seconds)
+        taken = statistics.median(seconds(score, device) for _ in range(setting.pairs))
+        per_row = f"{detector.__name__}: a million rows"
+        yield Figure(per_row, lambda t=taken, x=rows: 1e9 * t / len(x), unit="ms")
+        yield Figure(f"{detector.__name__} / bound", lambda r=taken / bound: r, target=1 / 0.7)
+
+
+def least_seconds(function, device):
+    """Return the shortest time of a function in ten calls."""
+    return min(seconds(function, device) for _ in range(10))
