@@ -19,6 +19,11 @@ GROUP = 16
 SPARE = 6
 
 
+def tile_shape(device):
+    """Return of how many rows and columns of inner products a tile is on a device."""
+    return (TILE, TILE) if device.type == "cpu" else (GPU_TILE_ROWS, GPU_TILE_COLUMNS)
+
+
 @cache
 def is_intel():
     """Tell whether the processor is Intel's."""
@@ -117,7 +122,8 @@ def search(queries, bank, k, own=None, with_rows=False, memory=None):
     See `reduce_largest`, which gives as many queries as the tiles allow, and memory for a tile.
     """
     on_cpu = is_sorted_by_numpy(queries)
-    first, n_columns = 0, max(k, TILE) if on_cpu else GPU_TILE_COLUMNS
+    first, (_, n_columns) = 0, tile_shape(queries.device)
+    n_columns = max(k, n_columns) if on_cpu else n_columns
     best, found = queries.new_empty(len(queries), 0), None
     while first < len(bank):
         tile = inner_products(queries, bank[first : first + n_columns], memory)
@@ -216,7 +222,7 @@ def reduce_largest(reduce, queries, bank, k, own=None, with_rows=False, single=N
     n_found, dtype = (k, queries.dtype) if single is None else (k + SPARE, torch.float32)
     # What is found for a block of queries is no larger than a tile.
     on_cpu, memory = is_sorted_by_numpy(queries), None
-    n_queries = max(1, (TILE if on_cpu else GPU_TILE_ROWS) * TILE // max(n_found, TILE))
+    n_queries = max(1, tile_shape(queries.device)[0] * TILE // max(n_found, TILE))
     if on_cpu:
         # Not taken from the system anew for each tile.
         memory = queries.new_empty(max(n_found, TILE * TILE), dtype=dtype)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from skood import RelationDetector
-from skood.detectors.head import relation
+from skood.learning import products
 from tests import references as ref
 from tests.detectors import Method
 from tests.networks import SmallCNN, seeded
@@ -49,10 +49,10 @@ def logits(head, *parts):
     return (head(torch.as_tensor(part)).detach().numpy() for part in parts)
 
 
-@pytest.fixture(params=[relation.TILE, 7])
+@pytest.fixture(params=[products.TILE, 7])
 def tile(request, monkeypatch):
     """Set the size of tiles."""
-    monkeypatch.setattr(relation, "TILE", request.param)
+    monkeypatch.setattr(products, "TILE", request.param)
 
 
 @DTYPES

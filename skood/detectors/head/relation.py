@@ -12,7 +12,7 @@ from skood.estimators.parameters import param
 from skood.functional import radial, tempered
 from skood.learning.blocks import takes_plain_path
 from skood.learning.neighbours import BankScorer
-from skood.learning.products import TILE, inner_products
+from skood.learning.products import inner_products, tile_shape
 
 
 class RelationScorer(BankScorer):
@@ -54,18 +54,20 @@ class RelationScorer(BankScorer):
         elif bool((own >= 0).any()):
             own, n_others = self.places[own], n_others - 1
         totals = torch.zeros(len(p), dtype=torch.float64, device=p.device)
+        n_rows, _ = tile_shape(p.device)
         for part, *block in zip(
-            *(x.split(TILE) for x in (totals, directions, p, own)), strict=True
+            *(x.split(n_rows) for x in (totals, directions, p, own)), strict=True
         ):
             self._add_edges(part, *block)
         return totals / n_others
 
     def _add_edges(self, totals, directions, p, own):
         """Add up the edges of rows to the bank, in tiles."""
-        for first in range(0, len(self.bank), TILE):
-            tile = slice(first, first + TILE)
+        _, n_columns = tile_shape(p.device)
+        for first in range(0, len(self.bank), n_columns):
+            tile = slice(first, first + n_columns)
             products = inner_products(p, self.probabilities[tile])
-            is_here = ((own >= first) & (own < first + TILE)).nonzero()[:, 0]
+            is_here = ((own >= first) & (own < first + n_columns)).nonzero()[:, 0]
             products[is_here, own[is_here] - first] = 0
             rows = (products.amax(1) > self.threshold).nonzero()[:, 0]
             if len(rows):
