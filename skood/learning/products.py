@@ -11,8 +11,8 @@ from torch.nn.functional import linear, pad
 from skood.learning.norms import lengths
 
 # Inner products are taken in tiles of at most so many squared: 4 MiB of float32, which stay in a
-# CPU's cache. A GPU would wait for the next tile: its tiles are larger, 256 MiB.
-TILE, GPU_TILE_ROWS, GPU_TILE_COLUMNS = 1024, 4 * 1024, 16 * 1024
+# CPU's cache. A GPU would wait for the next tile: its tiles are larger, 512 MiB.
+TILE, GPU_TILE_ROWS, GPU_TILE_COLUMNS = 1024, 8 * 1024, 16 * 1024
 # Of so many columns of a tile the maximum tells whether they matter.
 GROUP = 16
 # So many more rows than k are found in float32, so that the last is well below the k-th.
