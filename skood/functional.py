@@ -413,7 +413,7 @@ def radial(rows: torch.Tensor, power: float, dtype: torch.dtype | None = None) -
     power : float
         0 leaves them, 1 gives them length 1.
     dtype : torch.dtype, default=None
-        Of the result, and in which to compute. None: that of the rows.
+        Of the result, and in which to compute: none narrower than that of the rows. None: theirs.
 
     Returns
     -------
@@ -429,19 +429,19 @@ def radial(rows: torch.Tensor, power: float, dtype: torch.dtype | None = None) -
             [0.0000, 0.0000]])
     """
     # Squares of float32 neither overflow float64 nor underflow.
-    is_safe = dtype == torch.float64 != rows.dtype and not torch.compiler.is_exporting()
+    squares_fit = dtype == torch.float64 != rows.dtype and not torch.compiler.is_exporting()
     rows = rows if dtype is None else rows.to(dtype)
     if power == 0:
         return rows
     # Where everything is below the smallest normal number a division would give inf. In ONNX the
     # smallest of float64 is 0.
     tiny = torch.finfo(torch.float32 if torch.compiler.is_exporting() else rows.dtype).tiny
-    if is_safe or (rows.device.type == "cpu" and not torch.compiler.is_exporting()):
+    if squares_fit or (rows.device.type == "cpu" and not torch.compiler.is_exporting()):
         norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
         # Squares are far from both ends: half of the time.
-        if is_safe or bool(((norm > 1e3 * tiny**0.5) & (norm < 1e-3 * tiny**-0.5)).all()):
-            norm = norm.clamp(min=tiny)
-            return rows / (norm if power == 1 else norm**power)
+        if squares_fit or bool(((norm > 1e3 * tiny**0.5) & (norm < 1e-3 * tiny**-0.5)).all()):
+            # Of a zero row it is 0, and so may be the power of a smallest number.
+            return rows / (norm if power == 1 else norm**power).clamp(min=tiny)
     size = rows.abs().amax(-1, keepdim=True).clamp(min=tiny)
     scaled = rows / size
     norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)

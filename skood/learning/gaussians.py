@@ -279,10 +279,11 @@ def log_joint(rows, stacked, log_scales, margin, left_out=None):
                     return values(finished + _later_squares(rows, stacked, near))
         # Rows of a triangular factor below its diagonal do not enter: .56 of the work for 8 slices.
         used = 1 + (i + n_at_once) * width
-        columns = stacked[:used, i : i + n_at_once].transpose(1, 2).flatten(2)
-        for part, some in zip(squares.split(size, 1), columns.split(size, 1), strict=True):
-            out = white[: part.numel() * some.shape[2]].view(len(rows), -1)
-            torch.mm(rows[:, :used], some.flatten(1), out=out)
+        columns = stacked[:used, i : i + n_at_once].split(size, 2)
+        for part, some in zip(squares.split(size, 1), columns, strict=True):
+            factors = some.transpose(1, 2).flatten(1)
+            out = white[: len(rows) * factors.shape[1]].view(len(rows), -1)
+            torch.mm(rows[:, :used], factors, out=out)
             part += squared_norms(out.view(*part.shape, -1))
     return values(squares)
 

@@ -8,7 +8,6 @@ from torch import nn
 
 from skood.data.arrays import (
     CHUNK_BYTES,
-    FEATURE_BATCH_BYTES,
     GPU_FEATURE_BATCH_BYTES,
     feature_batch_rows,
     move,
@@ -395,9 +394,12 @@ def batch_rows(rows, network, batch_size):
         return batch_size
     if not network.takes_features:
         return network.batch_rows
-    row_bytes = int(np.prod(rows.row_shape)) * network.dtype.itemsize
-    n_bytes = FEATURE_BATCH_BYTES if network.device.type == "cpu" else GPU_FEATURE_BATCH_BYTES
-    return feature_batch_rows(row_bytes, n_bytes)
+    n_features = int(np.prod(rows.row_shape))
+    if network.device.type == "cpu":
+        return feature_batch_rows(n_features * network.dtype.itemsize)
+    # Logits, and what is computed of them in float64, may take more than features.
+    width = max(n_features, 4 * (network.n_logits or 0))
+    return feature_batch_rows(width * network.dtype.itemsize, GPU_FEATURE_BATCH_BYTES)
 
 
 def read(rows, body, network, batch_size, notes=()):

@@ -11,17 +11,19 @@ from torch.nn.functional import linear, pad
 from skood.learning.norms import lengths
 
 # Inner products are taken in tiles of at most so many squared: 4 MiB of float32, which stay in a
-# CPU's cache. A GPU would wait for the next tile: its tiles are larger, 512 MiB.
-TILE, GPU_TILE_ROWS, GPU_TILE_COLUMNS = 1024, 8 * 1024, 16 * 1024
+# CPU's cache. A GPU would wait for the next tile: its tiles are larger.
+TILE, GPU_TILE_ROWS, GPU_TILE_BYTES = 1024, 8 * 1024, 2**29
 # Of so many columns of a tile the maximum tells whether they matter.
 GROUP = 16
 # So many more rows than k are found in float32, so that the last is well below the k-th.
 SPARE = 6
 
 
-def tile_shape(device):
-    """Return of how many rows and columns of inner products a tile is on a device."""
-    return (TILE, TILE) if device.type == "cpu" else (GPU_TILE_ROWS, GPU_TILE_COLUMNS)
+def tile_shape(rows):
+    """Return of how many rows and columns of their inner products a tile is."""
+    if rows.device.type == "cpu":
+        return TILE, TILE
+    return GPU_TILE_ROWS, GPU_TILE_BYTES // (GPU_TILE_ROWS * rows.itemsize)
 
 
 @cache
@@ -36,24 +38,16 @@ def is_intel():
 
 def inner_products(queries, rows, memory=None):
     """Return the inner product of each query with each row, perhaps in memory for as many."""
-    if is_sorted_by_numpy(queries) and not is_intel():
-        # By MKL, as torch has it, products on AMD's processors take twice as long as by oneDNN with
-        # AVX-512, and without 1.05 times as long as by numpy: on one thread, as on two numpy waits
-        # for torch's threads.
-        has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-        if has_avx512 and queries.dtype == torch.float32 and mkldnn.is_available():
-            return linear(queries.to_mkldnn(), rows.to_mkldnn()).to_dense()
-        if not has_avx512 and torch.get_num_threads() == 1:
-            out = None if memory is None else room_for(queries, rows, memory).numpy()
-            return torch.from_numpy(np.matmul(queries.numpy(), rows.numpy().T, out=out))
+    is_single = (queries.device.type, queries.dtype) == ("cpu", torch.float32)
+    has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    if is_single and has_avx512 and not is_intel() and mkldnn.is_available():
+        # torch multiplies float32 by MKL, which takes twice as long on AMD's processors with
+        # AVX-512, .8 of the time on those without and on Intel's.
+        return linear(queries.to_mkldnn(), rows.to_mkldnn()).to_dense()
     if memory is None:
         return queries @ rows.T
-    return torch.mm(queries, rows.T, out=room_for(queries, rows, memory))
-
-
-def room_for(queries, rows, memory):
-    """Return a part of a tensor for the inner product of each query with each row."""
-    return memory[: len(queries) * len(rows)].view(len(queries), len(rows))
+    size = len(queries) * len(rows)
+    return torch.mm(queries, rows.T, out=memory[:size].view(len(queries), len(rows)))
 
 
 def is_sorted_by_numpy(values):
@@ -77,9 +71,10 @@ def k_largest(values, k, columns=None):
 
 
 def k_largest_of_groups(tile, k, with_columns):
-    """Return the k largest of each row of a tile on a GPU, and their columns, in any order.
+    """Return the k largest of each row of a tile, and their columns, in any order.
 
-    They lie in the k groups of the largest maxima; `topk` of all columns takes six times as long.
+    They lie in the k groups of the largest maxima: of all columns `topk` takes six times as long on a
+    GPU.
     """
     if tile.shape[1] % GROUP or tile.shape[1] < 4 * GROUP * k:
         values, columns = tile.topk(min(k, tile.shape[1]), sorted=False)
@@ -122,7 +117,7 @@ def search(queries, bank, k, own=None, with_rows=False, memory=None):
     See `reduce_largest`, which gives as many queries as the tiles allow, and memory for a tile.
     """
     on_cpu = is_sorted_by_numpy(queries)
-    first, (_, n_columns) = 0, tile_shape(queries.device)
+    first, (_, n_columns) = 0, tile_shape(queries)
     n_columns = max(k, n_columns) if on_cpu else n_columns
     best, found = queries.new_empty(len(queries), 0), None
     while first < len(bank):
@@ -137,6 +132,8 @@ def search(queries, bank, k, own=None, with_rows=False, memory=None):
             values, columns = k_largest(tile, min(k, tile.shape[1]), columns)
         else:
             values, columns = k_largest_of_groups(tile, k, with_rows)
+        # Before the next one is made.
+        del tile
         if with_rows:
             columns = first + columns
             columns = columns if found is None else torch.cat([found, columns], 1)
@@ -222,7 +219,7 @@ def reduce_largest(reduce, queries, bank, k, own=None, with_rows=False, single=N
     n_found, dtype = (k, queries.dtype) if single is None else (k + SPARE, torch.float32)
     # What is found for a block of queries is no larger than a tile.
     on_cpu, memory = is_sorted_by_numpy(queries), None
-    n_queries = max(1, tile_shape(queries.device)[0] * TILE // max(n_found, TILE))
+    n_queries = max(1, tile_shape(queries)[0] * TILE // max(n_found, TILE))
     if on_cpu:
         # Not taken from the system anew for each tile.
         memory = queries.new_empty(max(n_found, TILE * TILE), dtype=dtype)

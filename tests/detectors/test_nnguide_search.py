@@ -352,7 +352,7 @@ def test_fits_are_alike_and_the_bank_is_not_in_the_order_of_classes(rng):
 @pytest.mark.parametrize("n_columns", [16 * 12, 16 * 64, 1000])
 @pytest.mark.parametrize("k", [1, 3, 16])
 def test_the_largest_of_a_tile_lie_in_the_groups_of_the_largest_maxima(rng, k, n_columns):
-    """As a GPU finds them; ties too."""
+    """As a GPU looks for them; ties too."""
     tile = torch.from_numpy(rng.integers(0, 300, size=(20, n_columns)).astype(np.float32))
     values, columns = products.k_largest_of_groups(tile, k, True)
     assert_array_equal(values.sort(1).values, tile.sort(1).values[:, -k:])
@@ -366,7 +366,7 @@ def test_the_largest_of_a_tile_lie_in_the_groups_of_the_largest_maxima(rng, k, n
 @pytest.mark.cuda
 @pytest.mark.parametrize("k", [1, 50])
 def test_search_on_a_gpu(rng, k, monkeypatch):
-    monkeypatch.setattr(products, "GPU_TILE_COLUMNS", 2048)
+    monkeypatch.setattr(products, "GPU_TILE_BYTES", products.GPU_TILE_ROWS * 4 * 2048)
     queries, bank = (unit(rng, n, 6, torch.float32) for n in (9, 5000))
     own = torch.arange(9) - 1
     found = reduce_largest(mean, queries.cuda(), bank.cuda(), k, own.cuda())

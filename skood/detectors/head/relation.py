@@ -47,14 +47,14 @@ class RelationScorer(BankScorer):
         """Score rows by the bank, without the `own` row of each: all are in the bank, or none."""
         directions, p = self._parts(*inputs)
         if takes_plain_path(p):
-            return self._edges(p @ self.probabilities.T, directions @ self.bank.T).mean(1)
+            return self._edges((p @ self.probabilities.T) * (directions @ self.bank.T)).mean(1)
         n_others = len(self.bank)
         if own is None:
             own = torch.full((len(p),), -1, device=p.device)
         elif bool((own >= 0).any()):
             own, n_others = self.places[own], n_others - 1
         totals = torch.zeros(len(p), dtype=torch.float64, device=p.device)
-        n_rows, _ = tile_shape(p.device)
+        n_rows, _ = tile_shape(p)
         for part, *block in zip(
             *(x.split(n_rows) for x in (totals, directions, p, own)), strict=True
         ):
@@ -63,7 +63,7 @@ class RelationScorer(BankScorer):
 
     def _add_edges(self, totals, directions, p, own):
         """Add up the edges of rows to the bank, in tiles."""
-        _, n_columns = tile_shape(p.device)
+        _, n_columns = tile_shape(p)
         for first in range(0, len(self.bank), n_columns):
             tile = slice(first, first + n_columns)
             products = inner_products(p, self.probabilities[tile])
@@ -74,11 +74,15 @@ class RelationScorer(BankScorer):
                 # A slice copies nothing.
                 rows = rows if len(rows) < len(p) else slice(None)
                 cosines = inner_products(directions[rows], self.bank[tile])
-                totals[rows] += self._edges(products[rows], cosines).sum(1, dtype=torch.float64)
+                edges = self._edges(cosines.mul_(products[rows]))
+                totals[rows] += edges.sum(1, dtype=torch.float64)
+                # What is as large as a tile goes before the next comes.
+                del cosines, edges
+            del products
 
-    def _edges(self, products, cosines):
+    def _edges(self, likeness):
         """Return edges, 0 where they are weak."""
-        edges, power = threshold(products * cosines, self.threshold, 0.0), self.power
+        edges, power = threshold(likeness, self.threshold, 0.0), self.power
         # Two squares take a ninth of the time of the fourth power.
         while power > 1 and power % 2 == 0:
             edges, power = edges.square(), power / 2
