@@ -73,8 +73,8 @@ def k_largest(values, k, columns=None):
 def k_largest_of_groups(tile, k, with_columns):
     """Return the k largest of each row of a tile, and their columns, in any order.
 
-    They lie in the k groups of the largest maxima: of all columns `topk` takes six times as long on a
-    GPU.
+    They lie in the k groups of the largest maxima. On a GPU `topk` of all columns takes six times
+    as long.
     """
     if tile.shape[1] % GROUP or tile.shape[1] < 4 * GROUP * k:
         values, columns = tile.topk(min(k, tile.shape[1]), sorted=False)
