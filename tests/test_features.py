@@ -123,9 +123,10 @@ def test_features_beyond_working_memory_go_to_a_file(detector, images, monkeypat
     with config_context(working_memory=1e-6):
         found = clone(detector).fit(X, y)
     assert all(kept)
-    # Blocks of GMM follow working_memory too, and round otherwise.
+    # Blocks of GMM follow working_memory too, and processors round by where numbers lie in memory.
     assert found.offset_ == pytest.approx(expected.offset_, rel=1e-6)
-    np.testing.assert_array_equal(found.score_samples(X), expected.score_samples(X))
+    scores, wanted = found.score_samples(X), expected.score_samples(X)
+    np.testing.assert_allclose(scores, wanted, rtol=1e-6, atol=1e-6 * np.abs(wanted).max())
 
 
 def test_the_identity_without_a_network(rng):
