@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from skood import GMMDetector
 from skood.detectors.features.gmm import GMMScorer
 from skood.estimators import scoring
+from skood.learning.learning import batch_rows
 
 pytestmark = pytest.mark.cuda
 
@@ -112,3 +114,13 @@ def test_features_are_scored_at_once(monkeypatch, rng):
     on_cpu, on_gpu = (detector.score_samples(rows) for detector, rows in detectors)
     assert [len(rows) for _, rows in calls] == [20, 20, 20, 60]
     np.testing.assert_allclose(on_gpu, on_cpu, rtol=1e-9)
+
+
+def test_many_logits_make_smaller_batches():
+    """Of 10 000 logits a batch by features alone would take 29 GiB."""
+    rows, settings = SimpleNamespace(row_shape=(64,)), {"takes_features": True}
+    settings.update(device=torch.device("cuda"), dtype=torch.float32)
+    sizes = [
+        batch_rows(rows, SimpleNamespace(n_logits=n, **settings), None) for n in (None, 10, 1000)
+    ]
+    assert sizes == [2**20, 2**20, 2**28 // (4 * 4 * 1000)]
