@@ -117,8 +117,7 @@ def search(queries, bank, k, own=None, with_rows=False, memory=None):
     See `reduce_largest`, which gives as many queries as the tiles allow, and memory for a tile.
     """
     on_cpu = is_sorted_by_numpy(queries)
-    first, (_, n_columns) = 0, tile_shape(queries)
-    n_columns = max(k, n_columns) if on_cpu else n_columns
+    first, n_columns = 0, max(k, tile_shape(queries)[1])
     best, found = queries.new_empty(len(queries), 0), None
     while first < len(bank):
         tile = inner_products(queries, bank[first : first + n_columns], memory)

@@ -73,6 +73,11 @@ def methods(setting):
     yield Pair("ODIN / by hand", score, partial(yardsticks.odin, net, X), target=1.05)
 
 
+def searches_bank(fitted):
+    """Tell whether a fitted detector, or one inside of it, compares rows with a bank."""
+    return any(hasattr(part, "bank") for part in fitted.scorer_.modules())
+
+
 def imagenet(setting):
     """Every detector at 1000 classes and 2048 features: fit, memory, a batch of 128 over the head.
 
@@ -98,7 +103,7 @@ def imagenet(setting):
             print(f"  {name}: {str(error).splitlines()[0]:.90}", flush=True)
             continue
         score = partial(fitted.score_samples, X)
-        searches = any(hasattr(part, "bank") for part in fitted.scorer_.modules())
+        target = None if searches_bank(fitted) else 5
         yield Figure(f"{name}: fit", lambda s=fit_seconds: s, unit="s")
         if isinstance(fitted.scorer_, LearningScorer):
             kept = sum(b.nbytes for b in fitted.scorer_.buffers()) / 2**20
@@ -107,7 +112,7 @@ def imagenet(setting):
         yield Figure(f"{name}: peak of fit", partial(peak_mib, again, setting.device), unit="MiB")
         yield Figure(f"{name}: peak of score", partial(peak_mib, score, setting.device),
                      target=1024, unit="MiB")  # fmt: skip
-        yield Pair(f"{name}: score / head", score, product, target=None if searches else 5)
+        yield Pair(f"{name}: score / head", score, product, target=target)
 
 
 def roofline(setting):
@@ -133,8 +138,7 @@ def roofline(setting):
             print(f"  {detector.__name__}: {str(error).splitlines()[0]:.90}", flush=True)
             continue
         # A bank of 20 000 rows makes many products of each row.
-        rows = X[:: 16 if any(hasattr(part, "bank") for part in fitted.scorer_.modules()) else 1]
-        rows = rows.contiguous()
+        rows = X[::16].contiguous() if searches_bank(fitted) else X
         score = partial(fitted.score_samples, rows)
         with FlopCounterMode(display=False) as counter:
             score()
